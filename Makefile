@@ -1,0 +1,51 @@
+# `make book` and `make test` need nothing but Python: the first run creates .venv, later runs reuse it.
+PYTHON  ?= python3
+# What pip is asked for as PyTorch; options such as --index-url may follow the version.
+TORCH   ?= torch==2.13.0
+# Empty: each notebook's own default. `smoke` runs a quick variant of the book in _build/smoke.
+SCALE   ?=
+JOBS    ?= 2
+ENCODER ?= rte
+ARGS    ?=
+
+BIN   := .venv/bin
+READY := .venv/.ready
+SITE  := $(if $(SCALE),_build/$(SCALE),.)
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab train bench clean
+
+help:
+	@echo "make book   run every notebook, then build _build/html/index.html  (SCALE=smoke: a quick variant)"
+	@echo "make test   run the tests                                          (ARGS='-k scenes -x')"
+	@echo "make lab    open the notebooks in JupyterLab"
+	@echo "make train  train a model                                          (ENCODER=rte ARGS='...')"
+	@echo "make bench  run the benchmarks"
+	@echo "make clean  remove built pages and caches; .venv stays"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt $(TORCH)
+	$(BIN)/pip install -q -c constraints.txt -e ".[book,test,lab]"
+	@touch $@
+
+book: $(READY)
+	$(BIN)/spatial-circuits run-book --jobs $(JOBS) $(if $(SCALE),--scale $(SCALE) --out $(SITE))
+	$(BIN)/jupyter-book build $(SITE) -W -n --keep-going
+	@echo "Open $(SITE)/_build/html/index.html"
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir book $(ARGS)
+
+train: $(READY)
+	$(BIN)/spatial-circuits train --encoder $(ENCODER) $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
+
+clean:
+	rm -rf _build .pytest_cache .benchmarks .hypothesis .coverage book/*.partial.ipynb book/.ipynb_checkpoints
+	find lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +

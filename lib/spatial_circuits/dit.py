@@ -1,0 +1,57 @@
+"""DiT: diffusers' PixArtTransformer2DModel in the paper's sizes, with the paper's initialisation.
+
+16 x 16 latents in 2 x 2 patches give 8 x 8 = 64 image tokens with a fixed 2-D sinusoidal position embedding. Text enters
+through cross-attention alone, which reads the raw residual stream. The module stays stock diffusers throughout.
+"""
+from math import sqrt
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import nn
+
+PRESETS = {  # depth, heads, head dimension; all but `tiny` are the paper's
+    "tiny": (6, 4, 32), "nano": (3, 3, 64), "micro": (6, 3, 64), "mini": (6, 6, 64), "B": (12, 12, 64),
+}
+GRID = 8  # image tokens per side
+
+
+def build(preset: str, text_dim: int, seed: int = 0) -> PixArtTransformer2DModel:
+    """A fresh model of that size. Raises ValueError for an unknown preset."""
+    if preset not in PRESETS:
+        raise ValueError(f"model size {preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    depth, heads, head_dim = PRESETS[preset]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = PixArtTransformer2DModel(
+            num_attention_heads=heads, attention_head_dim=head_dim, cross_attention_dim=heads * head_dim,
+            num_layers=depth, in_channels=4, out_channels=4, sample_size=2 * GRID, patch_size=2,
+            caption_channels=text_dim, interpolation_scale=1, use_additional_conditions=False)
+        _initialise(model)
+    return model
+
+
+def _initialise(model: PixArtTransformer2DModel) -> None:
+    """The paper's initialisation but for the caption MLP, which is Xavier too (theirs: normal, .02).
+
+    Xavier on every linear layer, zero bias; normal(.02) for the time embedding; zero for each cross-attention output and
+    the last layer, so that the model starts as the identity and blind to text.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            nn.init.zeros_(module.bias)
+    embedder = model.adaln_single.emb.timestep_embedder
+    for layer in (embedder.linear_1, embedder.linear_2, model.adaln_single.linear):
+        nn.init.normal_(layer.weight, std=0.02)
+    width = model.inner_dim
+    for table in [model.scale_shift_table, *(block.scale_shift_table for block in model.transformer_blocks)]:
+        nn.init.normal_(table, std=1 / sqrt(width))
+    for layer in [model.proj_out, *(block.attn2.to_out[0] for block in model.transformer_blocks)]:
+        nn.init.zeros_(layer.weight)
+
+
+def predict(model: nn.Module, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor,
+            mask: torch.Tensor) -> torch.Tensor:
+    """One forward: latents [B, 4, 16, 16], timestep [B] in 0..1000, text [B, T, D], mask [B, T] -> [B, 4, 16, 16]."""
+    return model(latents, encoder_hidden_states=text, timestep=timestep, encoder_attention_mask=mask.to(text.dtype),
+                 added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0]

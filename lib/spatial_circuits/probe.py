@@ -1,0 +1,55 @@
+"""Probe: how much the caption lowers the loss, by noise level and by what is wrong with it.
+
+A model that ignores word order loses nothing when the relation is reversed. This shows learning long before sampled
+pictures do, and costs seconds: the same pictures and noise, once with the right caption and once with each wrong one.
+"""
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .captions import captions
+from .dit import predict
+from .noise import Noise
+from .render import render
+from .scenes import PHRASES_PER_RELATION, Scenes, sample
+from .text import Encoder
+from .vae import VAE
+
+TIMES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.2)
+_REVERSED = torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])  # index of the opposite relation
+_TURNED = torch.tensor([2, 3, 0, 1, 5, 4, 7, 6])    # above <-> left, upper left <-> upper right: another axis
+
+
+def wrong(scenes: Scenes) -> dict[str, Scenes]:
+    """The same scenes as told wrongly: third shape, colours swapped, relation's axis turned, relation reversed."""
+    first = PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION
+    third = torch.stack([scenes.shape[:, 0], 3 - scenes.shape.sum(1)], 1)
+    return {"shape": scenes.replace(shape=third), "binding": scenes.replace(color=scenes.color.flip(1)),
+            "axis": scenes.replace(phrase=first[_TURNED[scenes.relation]]),
+            "order": scenes.replace(phrase=first[_REVERSED[scenes.relation]])}
+
+
+@torch.no_grad()
+def text_gain(model, noise: Noise, encoder: Encoder, vae: VAE, times: tuple = TIMES, count: int = 256,
+              seed: int = 90_001) -> pd.DataFrame:
+    """Rise of the x_0 error under a wrong caption: rows (t, error, shape, binding, axis, order); 0 = no use of it."""
+    scenes = sample(torch.arange(count), seed, named=torch.ones(count, 2, dtype=torch.bool))
+    device = next(model.parameters()).device
+    x0 = vae.encode(render(scenes)).to(device)                                          # [N, 4, 16, 16]
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    told = {"right": scenes, **wrong(scenes)}
+    texts = {k: encoder.encode(captions(s)) for k, s in told.items()}
+
+    def error(name: str, t: float) -> Tensor:
+        times_ = torch.full((count,), t, device=device)
+        alpha, sigma = noise.levels(times_)
+        x_t, text = alpha * x0 + sigma * eps, texts[name]
+        output = torch.cat([predict(model, x, u * 1000, e.to(device), m.to(device)) for x, u, e, m in zip(
+            *(z.split(128) for z in (x_t, times_, text.embeddings, text.mask)))])
+        return (noise.picture(output.float(), x_t, times_) - x0).square().mean()
+
+    rows = []
+    for t in times:
+        base = error("right", t)
+        rows.append({"t": t, "error": base.item(), **{k: (error(k, t) - base).item() for k in told if k != "right"}})
+    return pd.DataFrame(rows).set_index("t")

@@ -1,0 +1,124 @@
+"""Scenes: two coloured shapes in a named spatial relation, drawn in batches from (seed, index) alone.
+
+A scene is a row of small integer tensors. Scene `index` of stream `seed` is the same for every batch size, device and
+worker count, so the stream is infinite and resumable. Two presets:
+
+clean  the 8 relations are equally likely; objects lie at least `GAP` px apart along each axis that the relation names
+       and are aligned within `JITTER` px along the other; nothing overlaps.
+paper  the authors' distribution: free positions, so 79 % of the relations are diagonal and 27 % of the images overlap.
+"""
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+SHAPES = ("circle", "square", "triangle")
+COLORS = ("red", "blue")
+RELATIONS = ("above", "below", "left", "right", "upper_left", "upper_right", "lower_left", "lower_right")
+# sign of (x1 - x2, y1 - y2) that the relation names, y pointing down; 0 = axis not named
+OFFSETS = torch.tensor([(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)])
+PHRASES_PER_RELATION = torch.tensor([3, 3, 2, 2, 3, 3, 3, 3])  # captions.PHRASES lists them in this order
+SIZE, RADIUS, ALIGN = 128, 16, 5  # px; ALIGN is the authors' inclusive threshold for "aligned"
+GAP, JITTER = 36, 2               # px; preset clean
+LOW, HIGH = RADIUS + 1, SIZE - RADIUS - 1  # a centre's range, inclusive, as in the authors' generator
+PRESETS = ("clean", "paper")
+_MIX = (-4658895280553007687, -7723592293110705685)  # splitmix64's two multipliers as signed 64-bit integers
+
+
+@dataclass
+class Scenes:
+    """A batch of B scenes. Object 0 is mentioned first, object 1 second; y points down; xy is the shape's centroid."""
+    shape: Tensor     # [B, 2] index into SHAPES, the two differ
+    color: Tensor     # [B, 2] index into COLORS, the two differ
+    xy: Tensor        # [B, 2, 2] (object, axis) in px
+    relation: Tensor  # [B] index into RELATIONS
+    phrase: Tensor    # [B] index into captions.PHRASES
+    named: Tensor     # [B, 2] bool: is the object's colour word spoken?
+
+    def __len__(self) -> int:
+        return len(self.relation)
+
+    def __getitem__(self, rows: "int | slice | Tensor") -> "Scenes":
+        rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return Scenes(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def to(self, device: "str | torch.device") -> "Scenes":
+        return Scenes(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def replace(self, **changes: Tensor) -> "Scenes":
+        return replace(self, **changes)
+
+
+def uniform(seed: int, index: Tensor, draws: int) -> Tensor:
+    """Counter-based uniforms in [0, 1): [B] index -> [B, draws], a pure function of (seed, index, draw) (splitmix64)."""
+    def mix(z: Tensor) -> Tensor:  # wraps around in int64; masks make the right shifts logical
+        z = (z ^ (z >> 30 & (1 << 34) - 1)) * _MIX[0]
+        z = (z ^ (z >> 27 & (1 << 37) - 1)) * _MIX[1]
+        return z ^ (z >> 31 & (1 << 33) - 1)
+    stream = mix(torch.tensor(seed, dtype=torch.int64, device=index.device))
+    row = mix(index.long() ^ stream)[:, None]                                          # [B, 1]
+    z = mix(row + torch.arange(1, draws + 1, device=index.device) * -7046029254386353131)  # [B, draws]
+    return (z >> 40 & (1 << 24) - 1).float() / (1 << 24)
+
+
+def relation_of(xy: Tensor) -> Tensor:
+    """[B, 2, 2] centroids -> [B] relation by the authors' rule: within ALIGN px inclusive an axis counts as aligned."""
+    d = xy[:, 0] - xy[:, 1]                                 # [B, 2]
+    sign = torch.where(d > 0, 1, -1) * (d.abs() > ALIGN)    # [B, 2]
+    aligned = (sign == 0).all(1)                            # both aligned: a tie reads as above or below
+    sign[aligned, 1] = torch.where(d[aligned, 1] < 0, -1, 1)
+    return (sign[:, None] == OFFSETS.to(xy.device)).all(2).float().argmax(1)
+
+
+def sample(index: Tensor, seed: int = 0, preset: str = "clean", *, relation: Tensor | None = None,
+           shape: Tensor | None = None, color: Tensor | None = None, phrase: Tensor | None = None,
+           named: Tensor | None = None) -> Scenes:
+    """Scenes `index` [B] of stream `seed`. A given attribute replaces the drawn one (`phrase` implies its relation).
+
+    Raises ValueError for an unknown preset. Source: the authors' generator (data facts, section 1.1) for `paper`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    u = uniform(seed, index, 12)                            # [B, 12]
+    first_phrase = (PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION).to(index.device)
+    if phrase is not None:
+        relation = torch.searchsorted(first_phrase, phrase, right=True) - 1
+    s1 = (u[:, 0] * 3).long()
+    shape = torch.stack([s1, (s1 + 1 + (u[:, 1] * 2).long()) % 3], 1) if shape is None else shape   # [B, 2]
+    c1 = (u[:, 2] * 2).long()
+    color = torch.stack([c1, 1 - c1], 1) if color is None else color                                # [B, 2]
+    named = u[:, 3:5] < 0.5 if named is None else named                                             # [B, 2]
+    if preset == "clean":
+        relation = (u[:, 5] * 8).long() if relation is None else relation
+        xy = _clean_positions(relation, u[:, 6:10])
+    else:
+        xy = (LOW + u[:, 6:10] * (HIGH - LOW + 1)).long().view(-1, 2, 2)
+        xy = xy if relation is None else _redraw(xy, relation, index, seed)
+        relation = relation_of(xy)
+    if phrase is None:
+        count = PHRASES_PER_RELATION.to(index.device)[relation]
+        phrase = first_phrase[relation] + (u[:, 10] * count).long()
+    return Scenes(shape, color, xy, relation, phrase, named)
+
+
+def _clean_positions(relation: Tensor, u: Tensor) -> Tensor:
+    """[B] relation, [B, 4] uniforms -> [B, 2, 2] centroids: sorted pairs GAP apart, or aligned within JITTER."""
+    sign = OFFSETS.to(u.device)[relation]                                   # [B, 2]
+    pair = (u.view(-1, 2, 2) * (HIGH - LOW - GAP + 1)).long().sort(2)[0]    # [B, axis, low and high]
+    pair = LOW + pair + torch.tensor([0, GAP], device=u.device)
+    apart = torch.where(sign[..., None] < 0, pair, pair.flip(2))            # object 0 on the named side
+    middle = LOW + JITTER + (u[:, :2] * (HIGH - LOW - 2 * JITTER + 1)).long()
+    shift = (u[:, 2:] * (2 * JITTER + 1)).long() - JITTER
+    aligned = torch.stack([middle, middle + shift], 2)                      # [B, axis, object]
+    return torch.where(sign[..., None] == 0, aligned, apart).transpose(1, 2)
+
+
+def _redraw(xy: Tensor, relation: Tensor, index: Tensor, seed: int) -> Tensor:
+    """Redraw free positions [B, 2, 2] until each shows the wanted relation [B] (rejection, a fresh stream per round)."""
+    for round_ in range(1, 1000):
+        wrong = (relation_of(xy) != relation).nonzero()[:, 0]
+        if not len(wrong):
+            return xy
+        fresh = uniform(seed + round_ * 1_000_003, index[wrong], 4)
+        xy[wrong] = (LOW + fresh * (HIGH - LOW + 1)).long().view(-1, 2, 2)
+    raise RuntimeError("no position found for a relation in 1,000 rounds")
