@@ -25,8 +25,8 @@ help:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt $(TORCH)
-	$(BIN)/pip install -q -c constraints.txt -e ".[book,test,lab]"
+	$(BIN)/pip install -c constraints.txt $(TORCH)
+	$(BIN)/pip install -c constraints.txt -e ".[book,test,lab]"
 	@touch $@
 
 book: $(READY)

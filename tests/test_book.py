@@ -1,5 +1,7 @@
 """run_book on toy books of one or two cells: order, parameters, failure, normalisation, staleness."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from spatial_circuits import notebooks
+from spatial_circuits import cli, notebooks
 from spatial_circuits.book import (NotebookError, check_parameters, environment, pages, pair,
                                    parse_parameters, run_book, toc)
 
@@ -207,6 +209,26 @@ def test_parameters_from_the_command_line():
         "seed": 3, "rate": 1e-3, "model": "rte", "flag": True, "path": "a=b"}
     with pytest.raises(ValueError, match="'seed' is not of the form NAME=VALUE"):
         parse_parameters(["seed"])
+
+
+def test_the_command(tmp_path, capsys):
+    book = make(tmp_path, good="# %%\nprint(1)\n", bad=FAILING)
+    assert cli.main(["run-book", "--book", str(book), "good"]) == 0
+    assert str(book / "good.ipynb") in capsys.readouterr().out
+    assert cli.main(["run-book", "--book", str(book), "--check", "good"]) == 0
+    assert cli.main(["run-book", "--book", str(book), "--check"]) == 1
+    assert "bad: bad.ipynb does not hold the cells of bad.py" in capsys.readouterr().err
+    assert cli.main(["run-book", "--book", str(book), "bad"]) == 1
+    assert "notebook bad failed in this cell" in capsys.readouterr().err
+    assert cli.main(["run-book", "--book", str(book), "-p", "seed=1"]) == 2
+    assert "unknown parameter seed=1; allowed: none" in capsys.readouterr().err
+
+
+def test_the_command_starts_without_the_packages_of_the_book():
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['jupytext', 'nbformat', 'papermill', 'yaml']));"
+    start = "import argparse, spatial_circuits.book as b; b.add_arguments(argparse.ArgumentParser())"
+    path = {**os.environ, "PYTHONPATH": str(Path(notebooks.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", hidden + start], check=True, env=path)
 
 
 def test_wrong_arguments_are_named(tmp_path):

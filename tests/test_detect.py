@@ -63,7 +63,8 @@ def test_paper_mode_puts_a_triangle_too_high_and_nothing_else():
                 assert abs(dx) < 0.5 and low <= dy <= high
 
 
-@pytest.mark.parametrize("rgb, channels", [((255, 255, 255), 3), ((255, 255, 0), 2), ((255, 0, 255), 2)])
+@pytest.mark.parametrize("rgb, channels", [((255, 255, 255), 3), ((255, 255, 0), 2), ((200, 0, 255), 2),
+                                           ((190, 240, 200), 3)])
 def test_a_mixed_color_is_one_blob_in_clean_mode(rgb, channels):
     image = canvas((40, 50, 33, 33, rgb))
     assert len(detect(image, "paper")) == channels

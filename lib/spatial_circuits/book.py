@@ -7,7 +7,7 @@ allowed values: ``scale: str = "full"  # smoke | full``.
 
 from __future__ import annotations
 
-import ast
+import argparse
 import json
 import os
 import re
@@ -18,11 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import papermill
-import yaml
 from tqdm import tqdm
 
-from spatial_circuits.notebooks import failed_cell, in_sync, load, normalise, save, source_hash, stale, twin
+from .notebooks import failed_cell, in_sync, load, normalise, save, source_hash, stale, twin
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool}
 CHOICES = re.compile(r"[\w.-]+(?: \| [\w.-]+)+")
@@ -50,6 +48,7 @@ def toc(book_dir: Path) -> list[str]:
             return [file for part in node for file in files(part)]
         pairs = node.items() if isinstance(node, dict) else ()
         return [file for key, part in pairs for file in ([part] if key in ("root", "file") else files(part))]
+    import yaml
     top = root(book_dir)
     listed = [top / file for file in files(yaml.safe_load((top / "_toc.yml").read_text()))]
     return [file.stem for file in listed if file.parent == book_dir]
@@ -92,12 +91,12 @@ def render(folder: Path | str) -> Path:
 # Parameters
 
 def parse_parameters(pairs: list[str]) -> dict:
-    """``["seed=3", "model=rte"]`` -> ``{"seed": 3, "model": "rte"}``. ValueError if one is not NAME=VALUE."""
+    """``["seed=3", "model=rte"]`` -> ``{"seed": 3, "model": "rte"}``: JSON, else text. ValueError without =."""
     def value(text):
         try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return {"true": True, "false": False}.get(text, text)
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
     for text in pairs:
         if not re.match(r"[A-Za-z_]\w*=", text):
             raise ValueError(f"parameter {text!r} is not of the form NAME=VALUE")
@@ -110,6 +109,7 @@ def check_parameters(notebooks: dict[str, Path], parameters: dict) -> dict[str, 
     ValueError if no notebook declares a parameter, or a value has another type than the annotation or is not
     among the listed choices.
     """
+    import papermill
     declared = {name: papermill.inspect_notebook(str(path)) for name, path in notebooks.items()}
     allowed = sorted({parameter for cell in declared.values() for parameter in cell}) or ["none"]
     for parameter, value in parameters.items():
@@ -243,3 +243,31 @@ def _failure(notebook: Path, partial: Path) -> str:
     cell, error = failed
     traceback = ANSI.sub("", "\n".join(error.traceback))
     return f"notebook {notebook.stem} failed in this cell:\n\n{cell.source}\n\n{traceback}\n\nKept: {partial}"
+
+
+# The command
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``spatial-circuits run-book``; ``options.run(options)`` runs it, returns the exit status."""
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="e.g. 04_training; default all")
+    parser.add_argument("--book", default="book", metavar="FOLDER", help="folder of the notebooks")
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--scale", choices=("smoke", "full"), help="short for -p scale=...")
+    parser.add_argument("--out", metavar="FOLDER", help="for a book with parameters; default in _build/variants")
+    parser.add_argument("--jobs", type=int, default=2, help="notebooks that run at a time")
+    parser.add_argument("--check", action="store_true", help="run nothing; are the outputs current?")
+    parser.add_argument("--render", action="store_true", help="build the HTML pages afterwards")
+    parser.set_defaults(run=_command)
+
+
+def _command(options: argparse.Namespace) -> int:
+    try:
+        written = run_book(options.book, options.out, options.names or None,
+                           parse_parameters(options.parameter), options.jobs, options.scale, options.check)
+    except NotebookError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("current:" if options.check else "wrote", *written, sep="\n  ")
+    if options.render and written:
+        print(f"open {render(root(written[0].parent))}")
+    return 0

@@ -54,3 +54,14 @@ def restore(folder: Path, model: torch.nn.Module, ema, optimizers: list) -> int:
                 state.setdefault(int(i), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])
+
+
+def save_snapshot(folder: Path, step: int, model: torch.nn.Module) -> Path:
+    """Write what weight-space scores need, cross-attention and caption MLP in fp16, to folder/snapshots/STEP.safetensors."""
+    path = folder / "snapshots" / f"{step:08d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({k: v.detach().half().cpu().contiguous() for k, v in model.state_dict().items()
+               if ".attn2." in k or k.startswith("caption_projection.")}, partial, {"step": str(step)})
+    os.replace(partial, path)
+    return path

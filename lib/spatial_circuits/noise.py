@@ -19,7 +19,7 @@ class Noise:
     """A noise process. `high` is the share of training times drawn uniformly from [`knee`, 1], where positions are
     not yet visible and so the relation must come from the text; the rest is uniform on [0, 1]."""
     path: str = "flow"
-    prediction: str = "sample"
+    prediction: str = "flow_prediction"
     high: float = 0.5
     knee: float = 0.75
     shift: float = 3.0  # sampling: sigma -> shift sigma / (1 + (shift - 1) sigma), more steps at high noise

@@ -10,10 +10,10 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jupytext
-import nbformat
-from nbformat import NotebookNode
+if TYPE_CHECKING:  # jupytext and nbformat are imported where they are used: training does without them
+    from nbformat import NotebookNode
 
 OURS = ("spatial_circuits", "spatial_circuits_run")  # what a twin's header declares; what a run leaves behind
 METADATA = {"jupytext": {"formats": "ipynb,py:percent"},
@@ -27,6 +27,7 @@ PROGRESS = re.compile(r"\r?[^\r\n]*(?:\d%\||\d+it \[)[^\r\n]*\n?")  # a tqdm bar
 
 def twin(py: Path) -> NotebookNode:
     """Notebook without outputs made from a text twin; the same text gives the same ids and metadata."""
+    import jupytext
     nb = jupytext.read(py, fmt="py:percent")
     nb.nbformat_minor = 5  # the first with cell ids
     return normalise(nb)
@@ -34,6 +35,7 @@ def twin(py: Path) -> NotebookNode:
 
 def save(nb: NotebookNode, path: Path) -> Path:
     """Write a notebook atomically."""
+    import nbformat
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
     os.replace(temporary, path)
@@ -42,6 +44,7 @@ def save(nb: NotebookNode, path: Path) -> Path:
 
 def load(path: Path) -> NotebookNode:
     """Read an .ipynb file."""
+    import nbformat
     return nbformat.read(path, as_version=4)
 
 
@@ -84,6 +87,7 @@ def stale(nb: NotebookNode) -> bool:
 
 def normalise(nb: NotebookNode) -> NotebookNode:
     """Strip what changes from run to run: timings, random ids, versions, progress bars, memory addresses."""
+    from nbformat import NotebookNode
     kept = {key: nb.metadata[key] for key in (*OURS, "widgets") if key in nb.metadata}
     nb.metadata = NotebookNode({**METADATA, **kept})
     seen: dict[str, int] = {}
@@ -117,6 +121,7 @@ def _steady(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 def _number_widgets(nb: NotebookNode) -> NotebookNode:
     """Keep the state of displayed widgets only, under ids that count them in order of appearance."""
+    import nbformat
     widgets = nb.metadata.pop("widgets", {}).get(WIDGETS, {})
     state, order, queue = widgets.get("state", {}), {}, WIDGET_ID.findall(json.dumps(nb.cells))
     while queue:

@@ -11,12 +11,11 @@ from .captions import captions
 from .dit import predict
 from .noise import Noise
 from .render import render
-from .scenes import PHRASES_PER_RELATION, Scenes, sample
+from .scenes import PHRASES_PER_RELATION, REVERSE, Scenes, sample
 from .text import Encoder
 from .vae import VAE
 
 TIMES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.2)
-_REVERSED = torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])  # index of the opposite relation
 _TURNED = torch.tensor([2, 3, 0, 1, 5, 4, 7, 6])    # above <-> left, upper left <-> upper right: another axis
 
 
@@ -26,7 +25,7 @@ def wrong(scenes: Scenes) -> dict[str, Scenes]:
     third = torch.stack([scenes.shape[:, 0], 3 - scenes.shape.sum(1)], 1)
     return {"shape": scenes.replace(shape=third), "binding": scenes.replace(color=scenes.color.flip(1)),
             "axis": scenes.replace(phrase=first[_TURNED[scenes.relation]]),
-            "order": scenes.replace(phrase=first[_REVERSED[scenes.relation]])}
+            "order": scenes.replace(phrase=first[REVERSE[scenes.relation]])}
 
 
 @torch.no_grad()

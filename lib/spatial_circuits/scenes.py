@@ -17,6 +17,8 @@ COLORS = ("red", "blue")
 RELATIONS = ("above", "below", "left", "right", "upper_left", "upper_right", "lower_left", "lower_right")
 # sign of (x1 - x2, y1 - y2) that the relation names, y pointing down; 0 = axis not named
 OFFSETS = torch.tensor([(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)])
+REVERSE = torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])         # the relation of (2, 1) where (1, 2) has this one
+UPPER_FIRST = torch.tensor([0, 2, 4, 5])                 # relations whose first object is the upper (if level, left) one
 PHRASES_PER_RELATION = torch.tensor([3, 3, 2, 2, 3, 3, 3, 3])  # captions.PHRASES lists them in this order
 SIZE, RADIUS, ALIGN = 128, 16, 5  # px; ALIGN is the authors' inclusive threshold for "aligned"
 GAP, JITTER = 36, 2               # px; preset clean
@@ -47,6 +49,21 @@ class Scenes:
 
     def replace(self, **changes: Tensor) -> "Scenes":
         return replace(self, **changes)
+
+
+def swapped(scenes: Scenes, where: Tensor) -> Scenes:
+    """The same pictures told the other way round in rows `where` [B] bool: "A above B" becomes "B below A".
+
+    The phrase keeps its place among its relation's phrases. Only for scenes without overlap, whose picture has no order.
+    """
+    first = (PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION).to(where.device)
+    reverse = REVERSE.to(where.device)[scenes.relation]
+    phrase = scenes.phrase - first[scenes.relation] + first[reverse]
+
+    def pick(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(where.view(-1, *[1] * (old.ndim - 1)), new, old)
+    return Scenes(*(pick(getattr(scenes, n).flip(1), getattr(scenes, n)) for n in ("shape", "color", "xy")),
+                  pick(reverse, scenes.relation), pick(phrase, scenes.phrase), pick(scenes.named.flip(1), scenes.named))
 
 
 def uniform(seed: int, index: Tensor, draws: int) -> Tensor:

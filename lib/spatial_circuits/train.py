@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from . import dit
 from .captions import all_captions, caption_index
-from .checkpoint import restore, save_state
+from .checkpoint import restore, save_snapshot, save_state
 from .noise import Noise
 from .render import render
-from .scenes import PRESETS, Scenes, sample, uniform
+from .scenes import PRESETS, UPPER_FIRST, Scenes, sample, swapped, uniform
 from .text import Encoder
 from .vae import VAE
 
@@ -31,7 +31,7 @@ from .vae import VAE
 class Recipe:
     """How to train. `PAPER` is the authors' recipe; the default is the one this book arrived at."""
     size: str = "tiny"
-    steps: int = 14_000
+    steps: int = 5_000
     batch: int = 128                # over all processes
     noise: Noise = field(default_factory=Noise)
     muon_lr: float = 0.02           # for the matrices of the blocks; 0 = AdamW for all
@@ -45,6 +45,8 @@ class Recipe:
     text_dropout: float = 0.1
     drop_colors: float = 0.5        # each colour word is left out with this probability ...
     drop_from: float = 0.0          # ... from this share of the steps on; until then both are spoken
+    first_up: float = 0.95          # share of captions that mention the upper (if level, the left) object first ...
+    first_until: float = 0.3        # ... falling linearly to one half over this share of the steps; 0.5 = no bias
     preset: str = "clean"
     cache: int = 65_536             # scenes encoded once by the VAE; 0 = encode fresh scenes in every step
     precision: str = "auto"         # no, bf16, fp16; auto = bf16 where the processor multiplies it fast
@@ -53,8 +55,8 @@ class Recipe:
 
 
 PAPER = Recipe(size="mini", steps=160_000, batch=256, noise=Noise(path="ddpm", prediction="epsilon", high=0.0), muon_lr=0.0,
-               lr=1e-4, weight_decay=3e-2, eps=1e-10, clip=0.01, warmup=500, decay=0.0, ema=0.9999, preset="paper",
-               cache=10_000)
+               lr=1e-4, weight_decay=3e-2, eps=1e-10, clip=0.01, warmup=500, decay=0.0, ema=0.9999, first_up=0.5,
+               preset="paper", cache=10_000)
 RECIPES = {"fast": Recipe(), "paper": PAPER}
 
 
@@ -92,9 +94,13 @@ class Data:
         index = rows % recipe.cache if recipe.cache else rows
         scenes = self._scenes(index)
         x0 = self.latents[index].float() if recipe.cache else self._encode(scenes)
-        u = uniform(recipe.seed + 1, rows, 4)                                       # [b, 4], afresh on every visit
+        u = uniform(recipe.seed + 1, rows, 5)                                       # [b, 5], afresh on every visit
         dropping = recipe.drop_colors * (step >= recipe.drop_from * recipe.steps)
         scenes = scenes.replace(named=u[:, :2] >= dropping)
+        if recipe.first_up != 0.5:
+            up = 0.5 + (recipe.first_up - 0.5) * max(0.0, 1 - step / (recipe.first_until * recipe.steps))
+            upper = torch.isin(scenes.relation, UPPER_FIRST.to(self.device))
+            scenes = swapped(scenes, upper != (u[:, 4] < up))
         row = torch.where(u[:, 2] < recipe.text_dropout, 0, 1 + caption_index(scenes))
         generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + int(rows[0]))
         eps = torch.randn(x0.shape, generator=generator, device=self.device)
@@ -125,10 +131,11 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
           checkpoint_every: int = 500, stop_at: int | None = None, progress: bool = True) -> torch.nn.Module:
     """Train a model in `folder` (log.jsonl, checkpoint/) and return the EMA weights in a model.
 
-    `evaluate(model)` returns numbers that are logged with the step. With `resume`, continue from the last complete
+    `evaluate(model)` returns numbers that are logged with the step, beside a snapshot of the cross-attention weights. With `resume`, continue from the last complete
     checkpoint, to the same weights as without the interruption. `stop_at` ends early, as a kill would, after a checkpoint.
     Raises FileExistsError if the folder holds a run and `resume` is off, ValueError if it was another recipe.
     """
+    check(recipe)
     folder = Path(folder)
     accelerator = Accelerator(mixed_precision=precision(recipe.precision), cpu=not torch.cuda.is_available())
     main, device = accelerator.is_main_process, accelerator.device
@@ -173,6 +180,7 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
             if main and evaluate and (done % evaluate_every == 0 or done == recipe.steps):
                 with averaged(net, ema):
                     log.write(step=done, images=done * recipe.batch, **evaluate(net))
+                    save_snapshot(folder, done, net)
                 since = time.perf_counter()
             if main and (done % checkpoint_every == 0 or done == last):
                 save_state(folder, done, net, ema, opts)
@@ -266,6 +274,10 @@ def check(recipe: Recipe) -> None:
     for name in ("steps", "batch"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
-    for name in ("text_dropout", "drop_colors", "drop_from", "decay", "ema"):
+    if recipe.preset == "paper" and recipe.first_up != 0.5:
+        raise ValueError("first_up must be 0.5 with preset 'paper': retelling a scene of overlapping objects would "
+                         "contradict the drawing order")
+    for name in ("text_dropout", "drop_colors", "drop_from", "first_up", "first_until", "decay",
+                 "ema"):
         if not 0 <= getattr(recipe, name) <= 1:
             raise ValueError(f"{name} is {getattr(recipe, name)}; it must lie in 0..1")
