@@ -5,7 +5,65 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest  # noqa: E402
+import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def vae():
+    """The shipped VAE."""
+    from spatial_circuits.pretrained import load_vae
+    return load_vae()
+
+
+@pytest.fixture(scope="session")
+def rte():
+    """The default text encoder: 128 dimensions, position code."""
+    from spatial_circuits.text import encoder
+    return encoder("rte")
+
+
+@pytest.fixture
+def atom(monkeypatch):
+    """A model size for tests: 2 blocks, 2 heads of 8 dimensions."""
+    from spatial_circuits import dit
+    monkeypatch.setitem(dit.PRESETS, "atom", (2, 2, 8))
+    return "atom"
+
+
+@pytest.fixture
+def one_thread():
+    """One thread, as a run with --threads 1 has; the number is put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def lively():
+    """A function (text dimension, seed) -> small untrained model whose zero layers are filled: text moves its output."""
+    from spatial_circuits import dit
+
+    def build(text_dim: int = 128, seed: int = 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(dit.PRESETS, "atom", (2, 2, 8))
+            model = dit.build("atom", text_dim, seed)
+        generator = torch.Generator().manual_seed(seed)
+        for layer in [model.proj_out, *(block.attn2.to_out[0] for block in model.transformer_blocks)]:
+            torch.nn.init.normal_(layer.weight, std=0.3, generator=generator)
+        return model.eval().requires_grad_(False)
+    return build
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory, lively):
+    """The folder of an untrained model, written by `pretrained.save`."""
+    from spatial_circuits.noise import Noise
+    from spatial_circuits.pretrained import save
+    return save(tmp_path_factory.mktemp("models") / "untrained", lively(), {"name": "rte", "options": {}}, noise=Noise(),
+                command="none: untrained")

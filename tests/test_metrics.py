@@ -230,7 +230,11 @@ def test_ceiling_is_deterministic_fills_in_colors_and_decodes():
     frame = ceiling(prompts, 3, seed=5)
     assert frame[CHECKS].all(axis=None) and frame["prompt"].tolist() == [p for p in prompts for _ in range(3)]
     assert frame.equals(ceiling(prompts, 3, seed=5)) and not frame.equals(ceiling(prompts, 3, seed=6))
-    assert not ceiling(prompts, decode=lambda x: torch.full_like(x, 128))[CHECKS].any(axis=None)
+    seen = []
+    blank = ceiling(prompts, decode=lambda x: seen.append(x) or torch.full_like(x, 128))
+    assert not blank[CHECKS].any(axis=None)
+    pure = (seen[0] == 255).flatten(2).any(2)  # [12, 3] is there a red, green, blue pixel?
+    assert (pure == torch.tensor([True, False, True])).all()
 
 
 def test_chance_levels():

@@ -91,7 +91,10 @@ def render(folder: Path | str) -> Path:
 # Parameters
 
 def parse_parameters(pairs: list[str]) -> dict:
-    """``["seed=3", "model=rte"]`` -> ``{"seed": 3, "model": "rte"}``: JSON, else text. ValueError without =."""
+    """``["seed=3", "model=rte"]`` -> ``{"seed": 3, "model": "rte"}``; ValueError unless NAME=VALUE.
+
+    Values are JSON where they can be read so, else text.
+    """
     def value(text):
         try:
             return json.loads(text)
@@ -248,12 +251,12 @@ def _failure(notebook: Path, partial: Path) -> str:
 # The command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``spatial-circuits run-book``; ``options.run(options)`` runs it, returns the exit status."""
+    """Arguments of ``spatial-circuits run-book``; its ``run`` returns the exit status."""
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="e.g. 04_training; default all")
     parser.add_argument("--book", default="book", metavar="FOLDER", help="folder of the notebooks")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--scale", choices=("smoke", "full"), help="short for -p scale=...")
-    parser.add_argument("--out", metavar="FOLDER", help="for a book with parameters; default in _build/variants")
+    parser.add_argument("--out", metavar="FOLDER", help="default for variants: _build/variants")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks that run at a time")
     parser.add_argument("--check", action="store_true", help="run nothing; are the outputs current?")
     parser.add_argument("--render", action="store_true", help="build the HTML pages afterwards")

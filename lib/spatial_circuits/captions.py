@@ -22,8 +22,8 @@ ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "filler", "end", 
 WORDS = tuple(sorted({w for p in PHRASES for w in p.split()} | {*SHAPES, *COLORS, "is", "the"}))
 SYNONYMS = {"crimson": "red", "navy": "blue"}  # scored as the canonical colour
 _LONGEST_FIRST = sorted(range(len(PHRASES)), key=lambda i: -len(PHRASES[i]))
-_PHRASE = re.compile("|".join(r"\b" + PHRASES[i].replace(" ", r"\s+") + r"\b" for i in _LONGEST_FIRST), re.I)
-_OBJECT = re.compile(r"\b(" + "|".join((*SHAPES, *COLORS, *SYNONYMS)) + r")\b", re.I)
+_PHRASE = re.compile("|".join(r"\b" + PHRASES[i].replace(" ", r"\s+") + r"\b" for i in _LONGEST_FIRST), re.I | re.A)
+_OBJECT = re.compile(r"\b(" + "|".join((*SHAPES, *COLORS, *SYNONYMS)) + r")\b", re.I | re.A)  # ASCII: "ı" is no "i"
 
 
 @dataclass
@@ -84,12 +84,12 @@ def parse(prompt: str) -> Parsed:
         out.spans.append((*phrase.span(), "relation"))
     words = [m for m in _OBJECT.finditer(prompt) if not phrase or m.end() <= phrase.start() or m.start() >= phrase.end()]
     shapes = [m for m in words if m[0].lower() in SHAPES]
-    inverted = bool(phrase and shapes and shapes[0].start() > phrase.start())
+    inverted = bool(phrase and words and words[0].start() > phrase.start())
     for m in words:
         before = sum(s.start() < m.start() for s in shapes)  # shapes already named: the object this word belongs to
-        if before > 1:
+        which = 1 - before if inverted else int(m.start() > phrase.start()) if phrase else before
+        if which not in (0, 1) or which and out.shape[1] is not None:
             continue
-        which = 1 - before if inverted else before
         word = SYNONYMS.get(m[0].lower(), m[0].lower())
         attribute, names, role = (out.shape, SHAPES, "shape") if word in SHAPES else (out.color, COLORS, "colour")
         attribute[which] = names.index(word)

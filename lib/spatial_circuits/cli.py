@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except (ValueError, OSError) as error:
-        print(f"spatial-circuits: {error}", file=sys.stderr)
+        print("spatial-circuits:", *str(error).split(), file=sys.stderr)  # one line, even of a library's paragraph
         return 2
 
 
@@ -28,7 +28,8 @@ def write_json(path: str | Path, record: dict) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
+    strict = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON knows no NaN: null
+    partial.write_text(json.dumps(strict, indent=1) + "\n")
     os.replace(partial, path)
 
 

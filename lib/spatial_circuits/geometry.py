@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .captions import captions
+from .captions import PHRASE_RELATION, all_captions, captions, parse
 from .scenes import PHRASES_PER_RELATION, REVERSE, Scenes
 from .text import Encoder, TextBatch
 
@@ -87,6 +87,16 @@ def displacement(encoder: Encoder, scenes: Scenes) -> pd.DataFrame:
                          for name, edit in edits(scenes).items()})
 
 
+def corpus() -> pd.DataFrame:
+    """Every different training caption with its relation, pair of shapes (3 s1 + s2) and wording (which of its
+    relation's phrases)."""
+    told = list(dict.fromkeys(all_captions()))
+    said = [parse(c) for c in told]
+    return pd.DataFrame({"caption": told, "relation": [p.relation for p in said],
+                         "pair": [3 * p.shape[0] + p.shape[1] for p in said],
+                         "wording": [p.phrase - PHRASE_RELATION.index(p.relation) for p in said]})
+
+
 @dataclass
 class Reading:
     """Accuracy of a linear probe on held-out groups, with a 95 % bootstrap interval over the groups' examples."""
@@ -95,7 +105,7 @@ class Reading:
     high: float
 
 
-def probe(x: Tensor, label: Tensor, group: Tensor, ridge: float = 1e-3, seed: int = 0) -> Reading:
+def probe(x: Tensor, label: Tensor, group: Tensor, ridge: float = 0.1, seed: int = 0) -> Reading:
     """Read `label` [N] from x [N, D] by ridge regression on one-hot labels, each group [N] held out in turn.
 
     `ridge` is relative to the mean square of x. Raises ValueError for fewer than two groups.

@@ -30,6 +30,11 @@ class Noise:
         if self.prediction not in PREDICTIONS[self.path]:
             raise ValueError(f"prediction {self.prediction!r} does not go with path {self.path!r}; "
                              f"choose from {', '.join(PREDICTIONS[self.path])}")
+        for name in ("high", "knee"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"noise.{name} is {getattr(self, name)}; it must lie in 0..1")
+        if self.shift <= 0:
+            raise ValueError(f"noise.shift is {self.shift}; it must be above 0")
 
     def times(self, u: Tensor) -> Tensor:
         """Uniforms [B] -> training times [B] in (0, 1). Stratified u give stratified times."""

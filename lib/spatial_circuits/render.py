@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,8 +37,14 @@ def _stamps(antialias: bool, device: str) -> Tensor:
 
 
 def render(scenes: Scenes, antialias: bool = True) -> Tensor:
-    """Scenes (B) -> uint8 [B, 3, 128, 128], RGB on grey; the second object is drawn over the first."""
+    """Scenes (B) -> uint8 [B, 3, 128, 128], RGB on grey; the second object is drawn over the first.
+
+    Raises ValueError for a centroid that is not RADIUS away from the edge.
+    """
     device = scenes.xy.device
+    if ((scenes.xy < RADIUS) | (scenes.xy >= SIZE - RADIUS)).any():
+        raise ValueError(f"xy reaches from {scenes.xy.min()} to {scenes.xy.max()} px; "
+                         f"it must lie in {RADIUS}..{SIZE - RADIUS - 1}")
     side = SIZE + 2 * _MARGIN                                                       # room for a stamp at the edge
     image = torch.full((len(scenes), side, side, 3), BACKGROUND, dtype=torch.uint8, device=device)
     stamps = _stamps(antialias, str(device))
@@ -86,8 +91,9 @@ def export(scenes: Scenes, folder: str | Path) -> Path:
         raise FileExistsError(f"{metadata} exists; choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, (pixels, text) in enumerate(zip(render(scenes).permute(0, 2, 3, 1).contiguous().numpy(), captions(scenes))):
-        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{i:06d}.png")
+    pictures = (p for k in range(0, len(scenes), 1024) for p in render(scenes[k:k + 1024]).permute(0, 2, 3, 1))
+    for i, (pixels, text) in enumerate(zip(pictures, captions(scenes))):
+        Image.fromarray(pixels.contiguous().numpy()).save(folder / f"{i:06d}.png")
         lines.append(json.dumps({"file_name": f"{i:06d}.png", "text": text, "relation": RELATIONS[scenes.relation[i]],
                                  "xy": scenes.xy[i].tolist()}))
     partial = metadata.with_suffix(".partial")

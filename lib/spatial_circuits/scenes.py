@@ -41,7 +41,9 @@ class Scenes:
         return len(self.relation)
 
     def __getitem__(self, rows: "int | slice | Tensor") -> "Scenes":
-        rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        if isinstance(rows, int):
+            row = range(len(self))[rows]  # IndexError past the end, which also ends a for loop
+            rows = slice(row, row + 1)
         return Scenes(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def to(self, device: "str | torch.device") -> "Scenes":

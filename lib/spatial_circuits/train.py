@@ -4,6 +4,7 @@ Everything random in step i is a pure function of (seed, i), so a resumed run se
 holds weights, EMA, optimizer states and the step. accelerate brings device, precision and several processes.
 """
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -98,7 +100,7 @@ class Data:
         dropping = recipe.drop_colors * (step >= recipe.drop_from * recipe.steps)
         scenes = scenes.replace(named=u[:, :2] >= dropping)
         if recipe.first_up != 0.5:
-            up = 0.5 + (recipe.first_up - 0.5) * max(0.0, 1 - step / (recipe.first_until * recipe.steps))
+            up = 0.5 + (recipe.first_up - 0.5) * max(0.0, 1 - step / max(1e-9, recipe.first_until * recipe.steps))
             upper = torch.isin(scenes.relation, UPPER_FIRST.to(self.device))
             scenes = swapped(scenes, upper != (u[:, 4] < up))
         row = torch.where(u[:, 2] < recipe.text_dropout, 0, 1 + caption_index(scenes))
@@ -137,6 +139,7 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
     """
     check(recipe)
     folder = Path(folder)
+    AcceleratorState._reset_state()  # one process may train several models, each at its own precision
     accelerator = Accelerator(mixed_precision=precision(recipe.precision), cpu=not torch.cuda.is_available())
     main, device = accelerator.is_main_process, accelerator.device
     start_record(folder, recipe, resume, main)
@@ -212,12 +215,19 @@ class Log:
         self.path, self.started = path, time.time()
         records = [r for r in read_log(path) if r["step"] <= keep] if path.exists() and keep else []
         self.before = max((r["seconds"] for r in records), default=0.0)
-        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
     def write(self, **record) -> None:
         record["seconds"] = round(self.before + time.time() - self.started, 1)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file as a whole: a kill leaves the old one or the new one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def read_log(path: str | Path) -> list[dict]:
@@ -232,7 +242,9 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def start_record(folder: Path, recipe: Recipe, resume: bool, main: bool) -> None:
-    """Write the run's recipe.json, or check it when resuming."""
+    """Write the run's recipe.json, or check it when resuming; the main process alone, before it starts to write."""
+    if not main:
+        return
     path, now = folder / "recipe.json", json.loads(json.dumps(asdict(recipe)))
     if path.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run; resume it or choose another folder")
@@ -240,9 +252,9 @@ def start_record(folder: Path, recipe: Recipe, resume: bool, main: bool) -> None
         then = json.loads(path.read_text())
         names = [k for k in now if then.get(k) != now[k]]
         raise ValueError(f"{folder} was started with another recipe; it differs in {', '.join(names)}")
-    if main and not path.exists():
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=1))
+        write_text(path, json.dumps(now, indent=1))
 
 
 def override(recipe: Recipe, changes: dict) -> Recipe:
@@ -274,6 +286,9 @@ def check(recipe: Recipe) -> None:
     for name in ("steps", "batch"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 1")
+    for name in ("muon_lr", "lr", "weight_decay", "eps", "clip", "warmup", "cache"):
+        if not getattr(recipe, name) >= 0:
+            raise ValueError(f"{name} is {getattr(recipe, name)}; it must be at least 0")
     if recipe.preset == "paper" and recipe.first_up != 0.5:
         raise ValueError("first_up must be 0.5 with preset 'paper': retelling a scene of overlapping objects would "
                          "contradict the drawing order")

@@ -39,7 +39,10 @@ class VAE:
         return cls(model, *(torch.tensor(s).view(1, -1, 1, 1) for s in (config.latents_mean, config.latents_std)))
 
     def to(self, device: str | torch.device) -> "VAE":
-        return VAE(self.model.to(device), self.mean.to(device), self.std.to(device))
+        """Move in place, as modules do: whoever shares this VAE finds network and statistics on one device."""
+        self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch: int = 64) -> Tensor:
@@ -73,7 +76,7 @@ def train_vae(steps: int = 1600, batch: int = 16, lr: float = 3e-3, kl: float = 
         optimizer, lambda i: min(1, (i + 1) / 50) * (1 + torch.tensor(i / steps * torch.pi).cos().item()) / 2)
     with tqdm(range(steps), desc="VAE", unit="step") as bar:
         for i in bar:
-            x = to_unit(render(sample(torch.arange(i * batch, (i + 1) * batch, device=device), seed + 1)))
+            x = to_unit(render(sample(torch.arange(i * batch, (i + 1) * batch, device=device), seed + 1)), device)
             with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
                 posterior = model.encode(x).latent_dist
                 out = model.decode(posterior.sample()).sample
@@ -94,6 +97,6 @@ def measure(model: AutoencoderKL, count: int = 2048) -> AutoencoderKL:
     """Store the latents' mean and deviation per channel, over `count` scenes of a stream of their own, in the config."""
     device = next(model.parameters()).device
     batches = torch.arange(count, device=device).split(64)
-    z = torch.cat([model.encode(to_unit(render(sample(b, seed=10_001)))).latent_dist.mode() for b in batches])
+    z = torch.cat([model.encode(to_unit(render(sample(b, seed=10_001)), device)).latent_dist.mode() for b in batches])
     model.register_to_config(latents_mean=z.mean((0, 2, 3)).tolist(), latents_std=z.std((0, 2, 3)).tolist())
     return model

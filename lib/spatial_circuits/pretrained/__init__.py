@@ -86,10 +86,8 @@ def save(folder: str | Path, transformer: PixArtTransformer2DModel, text: dict, 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     noise = noise or Noise(**json.loads((Path(run) / "recipe.json").read_text())["noise"])
-    dtype = transformer.dtype
-    transformer.half().save_pretrained(partial / "transformer")
+    _half(transformer).save_pretrained(partial / "transformer")
     _forget_path(partial / "transformer" / "config.json")
-    transformer.to(dtype)
     noise.scheduler().save_pretrained(partial / "scheduler")
     (partial / "text.json").write_text(json.dumps(text, indent=1))
     (partial / "command.txt").write_text(command + "\n")
@@ -109,7 +107,7 @@ def save_vae(folder: str | Path, model, log: list[dict], command: str) -> Path:
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.half().save_pretrained(partial)
+    _half(model).save_pretrained(partial)
     _forget_path(partial / "config.json")
     (partial / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
     (partial / "command.txt").write_text(command + "\n")
@@ -117,6 +115,13 @@ def save_vae(folder: str | Path, model, log: list[dict], command: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
+
+
+def _half(model):
+    """A copy of a diffusers model in fp16; the model itself keeps its precision."""
+    copy = type(model).from_config(model.config).half()
+    copy.load_state_dict(model.state_dict())
+    return copy
 
 
 def _forget_path(config: Path) -> None:
@@ -143,8 +148,12 @@ def verify(folder: Path) -> None:
     path = folder / "manifest.json"
     if not path.exists():
         raise ValueError(f"{folder} has no manifest.json; save the model again or restore the file")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore the file") from error
     found = _hashes(folder)
-    for name, wanted in json.loads(path.read_text()).items():
+    for name, wanted in manifest.items():
         if name not in found:
             raise ValueError(f"{folder / name} is missing; restore it")
         if found[name] != wanted:

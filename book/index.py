@@ -1,0 +1,93 @@
+# %% [markdown]
+# # Spatial Circuits
+#
+# **How does a text-to-image model put the red square *above* the blue circle?** Somewhere between a sentence and a
+# picture, a word about space has to become a place. This book trains small diffusion transformers from scratch, on
+# pictures of two objects and sentences about them, and then takes them apart until the few attention heads that do the
+# placing are found, tested, and understood.
+#
+# It reproduces, and questions, *Circuit Mechanisms for Spatial Relation Generation in Diffusion Transformers* (Wang,
+# Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338)). The models are small enough to be trained on a laptop, and every
+# figure and number on these pages is computed by the cell above it.
+
+# %% tags=["parameters"]
+model: str = "rte"
+seed: int = 0
+scale: str = "full"  # smoke | full
+
+# %% tags=["remove-input"]
+import torch
+from IPython.display import Markdown
+
+from spatial_circuits import plots
+from spatial_circuits.captions import captions
+from spatial_circuits.claims import CLAIMS, evidence, history, scores, table
+from spatial_circuits.pretrained import HERE
+from spatial_circuits.render import render
+from spatial_circuits.scenes import sample
+
+scenes = sample(torch.arange(8), seed, relation=torch.arange(8), named=torch.ones(8, 2, dtype=torch.bool))
+plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
+                "The task: one scene for each of the eight relations, drawn by the program that makes the training data.")
+
+# %% [markdown]
+# ## Two mechanisms
+#
+# All that the transformer learns about the sentence comes through cross-attention: in each layer, each patch of the
+# picture looks at the tokens of the text. The paper finds that the *text encoder* decides how the placing is done.
+#
+# **With random token embeddings**, where a token stands for its word and its place and nothing else, the work is
+# divided. An early *relation head* looks at the relation word. It needs no picture: a patch's own position, compared with
+# the word *above*, tells whether the patch lies in the upper half, and the head marks it accordingly. A later *object
+# head* reads those marks and attends from the marked patches to the word of the shape that belongs there.
+#
+# **With a pretrained, contextual encoder** such as T5, the words have been mixed before the transformer sees them. The
+# second shape's word already holds the relation, and heads read it there; the relation word itself can be hidden at
+# little cost. This works as well, until the sentence changes slightly: an added *the* shifts that one vector, and the
+# objects go astray.
+#
+# Two ways to the same pictures, one in two steps and robust, one in a single step and brittle. Whether our small models
+# agree is recorded in the table below.
+
+# %% [markdown]
+# ## What is claimed, and what we found
+#
+# A claim **holds**, holds **partly** or **does not hold** by the figure of a run of this book, which is computed when the
+# page is built; what has no run behind it says *not yet tested*. Chapters without a link are planned.
+
+# %% tags=["remove-input"]
+found = evidence(HERE / model)
+Markdown(table(found))
+
+# %% tags=["remove-input"]
+log, measured = history(HERE / model), scores(HERE / model)
+seen = f" It has seen {log[-1]['images']:,} pictures in {log[-1]['seconds'] / 60:,.0f} minutes of training." if log else ""
+state = (f"The figures are those of the model `{model}`, which ships with this book.{seen}" if measured else
+         f"No model named `{model}` ships with this copy of the book yet, so that nothing could be tested; "
+         "`make train` makes one.")
+Markdown(f"{state} {len(found)} of {len(CLAIMS)} claims have been tested.")
+
+# %% [markdown]
+# The paper's scores are not to be compared with ours digit by digit. Its training pictures overlap, which limits what
+# its metric can reach; ours do not ([chapter 1](01_dataset.ipynb)). Scores are therefore given as shares of their ceiling.
+#
+# ## Read it
+#
+# 1. [Dataset](01_dataset.ipynb): two objects, one sentence, and why the distribution matters.
+# 2. [Text encoders](02_text_encoders.ipynb): what a token knows, and what *contextual* means.
+# 3. [VAE and model](03_vae_and_model.ipynb): from pixels to latents, and the transformer between.
+# 4. [Training](04_training.ipynb): a live run, the order of learning, and what was tried.
+# 5. [Evaluation](05_evaluation.ipynb): metrics, their ceiling, and failures.
+#
+# Each chapter opens with a question and closes with what was established and what was not.
+#
+# ## Run it
+#
+# ```bash
+# make book    # runs every notebook and builds these pages: _build/html/index.html
+# make test    # runs the tests
+# ```
+#
+# Both create a virtual environment at their first run and reuse it later. `make lab` opens the notebooks in JupyterLab,
+# `make book SCALE=smoke` builds a quick variant, and `make train` trains a model of your own. To see the whole study for
+# another model: `spatial-circuits run-book -p model=PATH`.
