@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from spatial_circuits import plots
 from spatial_circuits.captions import RELATIONS, captions
+from spatial_circuits.claims import folder_of
 from spatial_circuits.geometry import (CAPTION_POSITIONS, corpus, cosines, displacement, edits, of_role,
                                        place_of_role, position_parts, probe)
-from spatial_circuits.pretrained import HERE
 from spatial_circuits.scenes import sample
 from spatial_circuits.text import NORM, RandomTokenEncoder, encoder, sinusoid
 
@@ -49,7 +49,7 @@ transformers.logging.disable_progress_bar()
 
 # %%
 names = ["rte", "rte-nopos", "t5-untrained", "minilm"]
-trained = HERE / model / "text.json"  # options of the encoder that the shipped model was trained with
+trained = folder_of(model) / "text.json"  # options of the encoder that the shipped model was trained with
 text = json.loads(trained.read_text()) if trained.exists() else {"name": "rte", "options": {}}
 encoders = {name: encoder(name, **(text["options"] if name == text["name"] else {})) for name in tqdm(names)}
 rte = encoders["rte"]

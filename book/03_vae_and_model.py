@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The VAE and the transformer
 #
-# A diffusion transformer does not paint pixels. It turns noise into a small array of numbers, a latent, which a
-# separate network, the VAE, unfolds into a picture; a caption steers the way. Two questions, then. **What does the
-# VAE keep of a scene**, and would it notice if the latent were slightly wrong? **And what is the model**: how large,
-# how the picture becomes tokens, where the words come in?
+# A diffusion transformer does not paint pixels. It turns noise into a small array of numbers, a latent, which
+# a separate network, the VAE, unfolds into a picture; a caption steers the way. Two questions, then. **What
+# does the VAE keep of a scene**, and would it notice if the latent were slightly wrong? **And what is the
+# model**: how large, how the picture becomes tokens, where the words come in?
 
 # %% tags=["parameters"]
 model: str = "rte"
@@ -21,9 +21,10 @@ from diffusers import PixArtTransformer2DModel
 from IPython.display import Markdown
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatial_circuits import dit, plots
+from spatial_circuits import dit
 from spatial_circuits.captions import captions
 from spatial_circuits.metrics import METRICS, score, summarise
+from spatial_circuits.plots import Captioned, grid, lines, maps
 from spatial_circuits.pretrained import VAE_FOLDER, load
 from spatial_circuits.render import render
 from spatial_circuits.sample import GUIDANCE, STEPS
@@ -36,13 +37,14 @@ count = 768 if scale == "full" else 24
 # %% [markdown]
 # ## What the VAE keeps
 #
-# With encoder $E$, decoder $D$ and the mean $\mu_c$ and deviation $\sigma_c$ of each latent channel $c$ over the
-# training scenes, a picture $x$ and its latent $z$ are tied by
+# With encoder $E$, decoder $D$ and the mean $\mu_c$ and deviation $\sigma_c$ of each latent channel $c$ over
+# the training scenes, a picture $x$ and its latent $z$ are tied by
 #
 # $$z = \frac{E(x) - \mu}{\sigma}, \qquad \hat x = D(\sigma z + \mu).$$
 #
-# The round trip $x \to \hat x$ bounds what any model behind this VAE can draw. The scenes below come from a stream
-# that was not used in training; both colour words are spoken, so that the detector has every attribute to check.
+# The round trip $x \to \hat x$ bounds what any model behind this VAE can draw. The scenes below come from a
+# stream that was not used in training; both colour words are spoken, so that the detector has every attribute
+# to check.
 
 # %%
 scenes = sample(torch.arange(count), seed + 40_000, named=torch.ones(count, 2, dtype=torch.bool))
@@ -52,23 +54,25 @@ restored = vae.decode(latents)                                          # uint8 
 error = (images.float() - restored.float()).abs().mean(1)               # [N, 128, 128], grey levels
 
 # %%
-plots.Captioned(plots.grid(torch.cat([images[:6], restored[:6]]), [*captions(scenes[:6]), *["round trip"] * 6], 6),
-                "Six scenes (top) and their round trips (bottom).")
+Captioned(grid(torch.cat([images[:6], restored[:6]]), [*captions(scenes[:6]), *["round trip"] * 6], 6),
+          "Six scenes (top) and their round trips (bottom).")
 
 # %%
-plots.Captioned(plots.maps(error[:6], [""] * 6, "grey levels", 6),
-                "Absolute error of the six round trips, mean over the colour channels.")
+Captioned(maps(error[:6], [""] * 6, "grey levels", 6),
+          "Absolute error of the six round trips, mean over the colour channels.")
 
 # %%
 size = images[0].numel() / latents[0].numel()
 off = (error > 25).float().mean()
-Markdown(f"The latent is {size:.0f} times smaller than the picture. The error is {error.mean():.1f} grey levels of 255 "
-         f"on average over {count} scenes, it lies along the outlines, and {off:.2%} of the pixels are off by more than "
-         "25 levels, which is how far a colour may lie from pure red or blue in the detector's eyes.")
+Markdown(f"""
+The latent is {size:.0f} times smaller than the picture. The error is {error.mean():.1f} grey levels of 255 on
+average over {count} scenes, it lies along the outlines, and {off:.2%} of the pixels are off by more than 25
+levels, which is how far a colour may lie from pure red or blue in the detector's eyes.
+""")
 
 # %% [markdown]
-# Small errors are no comfort if they fall where the metrics look. So the detector of chapter 5 judges each scene
-# before and after the round trip. Its verdict is *kept* if all six metrics come out the same.
+# Small errors are no comfort if they fall where the metrics look. So the detector of chapter 5 judges each
+# scene before and after the round trip. Its verdict is *kept* if all six metrics come out the same.
 
 # %%
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -80,20 +84,24 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 prompts = captions(scenes)
 before, after = score(images, prompts), score(restored, prompts)
 kept = (before[list(METRICS)] == after[list(METRICS)]).all(axis=1)
-pd.DataFrame({"before": summarise(before)["mean"], "after": summarise(after)["mean"]}).loc[list(METRICS)].round(4)
+shares = {"before": summarise(before)["mean"], "after": summarise(after)["mean"]}
+pd.DataFrame(shares).loc[list(METRICS)].round(4)
 
 # %%
 low, high = wilson(kept.sum(), count)
 moved = pd.concat([after["dx"] - before["dx"], after["dy"] - before["dy"]]).abs()
-Markdown(f"The verdict is kept for **{kept.mean():.2%}** of the scenes (95 % interval {low:.2%} to {high:.2%}). The "
-         f"distance between the two centroids changes by {moved.mean():.2f} px on average and by {moved.max():.2f} px at "
-         "most; the threshold between *aligned* and *apart* is 5 px. What the VAE loses, the metrics do not see.")
+Markdown(f"""
+The verdict is kept for **{kept.mean():.2%}** of the scenes (95 % interval {low:.2%} to {high:.2%}). The
+distance between the two centroids changes by {moved.mean():.2f} px on average and by {moved.max():.2f} px at
+most; the threshold between *aligned* and *apart* is 5 px. What the VAE loses, the metrics do not see.
+""")
 
 # %% [markdown]
 # ### How exact must a latent be?
 #
-# A sampled latent is never exactly one that the encoder would have produced. So add Gaussian noise of deviation $s$
-# (in units of the latent's own deviation) and decode: $\hat x_s = D(\sigma (z + s\,\varepsilon) + \mu)$.
+# A sampled latent is never exactly one that the encoder would have produced. So add Gaussian noise of
+# deviation $s$ (in units of the latent's own deviation) and decode:
+# $\hat x_s = D(\sigma (z + s\,\varepsilon) + \mu)$.
 
 # %%
 levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8) if scale == "full" else (0.0, 0.3, 0.8)
@@ -105,24 +113,27 @@ scores = {s: summarise(score(noisy[s], prompts[:few])) for s in levels}
 # %%
 mean, low, high = (pd.DataFrame({s: t[c] for s, t in scores.items()}).T[["shape", "color", "loose", "strict"]]
                    for c in ("mean", "low", "high"))
-plots.Captioned(plots.lines(mean, "latent noise s", "share of scenes", band=(low, high), ylim=(-0.02, 1.02)),
-                f"Metrics of {few} scenes decoded from noisy latents; bands are 95 % intervals over prompts.")
+Captioned(lines(mean, "latent noise s", "share of scenes", band=(low, high), ylim=(-0.02, 1.02)),
+          f"Metrics of {few} scenes decoded from noisy latents; bands are 95 % intervals over prompts.")
 
 # %%
-plots.Captioned(plots.grid(torch.stack([noisy[s][0] for s in levels]), [f"s = {s}" for s in levels], len(levels)),
-                "The first scene, decoded from latents with more and more noise.")
+Captioned(grid(torch.stack([noisy[s][0] for s in levels]), [f"s = {s}" for s in levels], len(levels)),
+          "The first scene, decoded from latents with more and more noise.")
 
 # %%
 safe = max(s for s in levels if (mean.loc[:s, "loose"] >= 0.95 * mean.loc[0.0, "loose"]).all())
-Markdown(f"Up to s = {safe} the loose relation stays within 5 % of what it is without noise. The decoder forgives "
-         "errors of that size; beyond it, the detector loses the objects long before it would confuse their places. "
-         "This noise is independent from cell to cell, unlike the errors of a sampler: the figure says how much the "
-         "decoder tolerates, not how much error a model makes.")
+Markdown(f"""
+Up to s = {safe} the loose relation stays within 5 % of what it is without noise. The decoder forgives errors
+of that size; beyond it, the detector loses the objects long before it would confuse their places. This noise
+is independent from cell to cell, unlike the errors of a sampler: the figure says how much the decoder
+tolerates, not how much error a model makes.
+""")
 
 # %% [markdown]
 # ## Latent statistics
 #
-# The noise that a diffusion model learns to remove has deviation 1 in every channel, so its data should have it too.
+# The noise that a diffusion model learns to remove has deviation 1 in every channel, so its data should have
+# it too.
 
 # %%
 channels = latents.transpose(0, 1).flatten(1)                           # [4, N * 256]
@@ -130,55 +141,62 @@ pd.DataFrame({"mean": channels.mean(1), "deviation": channels.std(1), "smallest"
               "largest": channels.amax(1)}, index=[f"channel {c}" for c in range(4)]).round(2)
 
 # %%
-plots.Captioned(plots.maps(torch.cat([latents[0], latents[1]]), [f"channel {c}" for c in range(4)] * 2, "latent", 4),
-                "The four latent channels of the first two scenes.")
+Captioned(maps(torch.cat([latents[0], latents[1]]), [f"channel {c}" for c in range(4)] * 2, "latent", 4),
+          "The four latent channels of the first two scenes.")
 
 # %%
 mixed = torch.corrcoef(channels).fill_diagonal_(0).abs().max()
-Markdown(f"Mean and deviation are close to 0 and 1, as measured when the VAE was trained and stored in its config. "
-         f"A latent is still a picture: objects keep their places, at an eighth of the resolution. The channels share "
-         f"information (largest correlation {mixed:.2f}); no channel is a colour or a shape by itself.")
+Markdown(f"""
+Mean and deviation are close to 0 and 1, as measured when the VAE was trained and stored in its config. A
+latent is still a picture: objects keep their places, at an eighth of the resolution. The channels share
+information (largest correlation {mixed:.2f}); no channel is a colour or a shape by itself.
+""")
 
 # %% [markdown]
 # ## How the VAE was trained
 #
-# From scratch on rendered scenes, on absolute plus squared error and a faint pull of the posterior towards a standard
-# normal: $\mathcal L = |x - \hat x| + (x - \hat x)^2 + 10^{-4}\, \mathrm{KL}$ per latent number.
+# From scratch on rendered scenes, on absolute plus squared error and a faint pull of the posterior towards a
+# standard normal: $\mathcal L = |x - \hat x| + (x - \hat x)^2 + 10^{-4}\, \mathrm{KL}$ per latent number.
 
 # %%
 log = pd.DataFrame([json.loads(line) for line in (VAE_FOLDER / "log.jsonl").read_text().splitlines()])
-plots.Captioned(plots.lines(log.set_index("step")[["loss", "mse"]], "step", "per pixel, range -1..1", yscale="log"),
-                "Training log of the shipped VAE.")
+Captioned(lines(log.set_index("step")[["loss", "mse"]], "step", "per pixel, range -1..1", yscale="log"),
+          "Training log of the shipped VAE.")
 
 # %%
 parameters = sum(p.numel() for p in vae.model.parameters())
 command = (VAE_FOLDER / "command.txt").read_text().strip()
-Markdown(f"{parameters:,} parameters, {log['step'].iloc[-1] + 20:,} steps, squared error {log['mse'].iloc[0]:.3f} at the "
-         f"start and {log['mse'].tail(5).mean():.5f} at the end. The command is `{command}`.")
+Markdown(f"""
+{parameters:,} parameters, {log['step'].iloc[-1] + 20:,} steps, squared error {log['mse'].iloc[0]:.3f} at the
+start and {log['mse'].tail(5).mean():.5f} at the end. The command is `{command}`.
+""")
 
 # %% [markdown]
 # ## The transformer
 #
-# The model is PixArt's: diffusers' `PixArtTransformer2DModel`, unchanged. The latent is cut into patches of 2 x 2, each
-# patch becomes a token, and a fixed two-dimensional position embedding is added. Each block then does
+# The model is PixArt's: diffusers' `PixArtTransformer2DModel`, unchanged. The latent is cut into patches of 2
+# x 2, each patch becomes a token, and a fixed two-dimensional position embedding is added. Each block then
+# does
 #
 # $$h \leftarrow h + g_1 \odot \mathrm{SelfAttn}(\mathrm{adaLN}_1(h)), \quad
 #   h \leftarrow h + \mathrm{CrossAttn}(h, c), \quad
 #   h \leftarrow h + g_2 \odot \mathrm{MLP}(\mathrm{adaLN}_2(h)),$$
 #
-# where the time sets the shifts, scales and gates $g$ of adaLN, and $c$ is the caption after a small MLP. The middle
-# term is the only way from words to picture.
+# where the time sets the shifts, scales and gates $g$ of adaLN, and $c$ is the caption after a small MLP. The
+# middle term is the only way from words to picture.
 
 # %%
 tokens = images[:4].clone()
 tokens[..., ::SIZE // dit.GRID, :] = tokens[..., ::SIZE // dit.GRID] = 255
-plots.Captioned(plots.grid(tokens, captions(scenes[:4]), 4), "The 8 x 8 cells of the image tokens over four scenes.")
+Captioned(grid(tokens, captions(scenes[:4]), 4), "The 8 x 8 cells of the image tokens over four scenes.")
 
 # %%
 cell = SIZE // dit.GRID
-Markdown(f"A token sees {cell} x {cell} px; an object is {2 * RADIUS / cell:.0f} tokens wide. Self-attention over "
-         f"{dit.GRID ** 2} tokens must decide where the objects go, and the 5 px that make two objects *aligned* are "
-         f"{5 / cell:.1f} of a token.")
+Markdown(f"""
+A token sees {cell} x {cell} px; an object is {2 * RADIUS / cell:.0f} tokens wide. Self-attention over
+{dit.GRID ** 2} tokens must decide where the objects go, and the 5 px that make two objects *aligned* are
+{5 / cell:.1f} of a token.
+""")
 
 # %% [markdown]
 # ### Size
@@ -201,11 +219,11 @@ def parameter_count(preset: str) -> pd.Series:
 
 parts = pd.DataFrame({preset: parameter_count(preset) for preset in dit.PRESETS})
 parts = parts.loc[[*PARTS.values(), "scale and shift tables"]]
-pd.concat([parts, parts.sum().to_frame("all").T]).style.format("{:,}")
+pd.concat([parts, parts.sum().to_frame("all").T]).map("{:,}".format)
 
 # %%
 def forward_flops(preset: str, text_tokens: int = 12) -> int:
-    """Floating-point operations of one forward pass of one image; a multiplication with its addition counts two."""
+    """Floating-point operations of one forward pass of one image; a multiply-add counts two."""
     with torch.device("meta"):
         inputs = torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, text_tokens, net.encoder.dim)
         fresh = dit.build(preset, net.encoder.dim)
@@ -217,52 +235,55 @@ sizes = pd.DataFrame(dit.PRESETS, index=["blocks", "heads", "head dimension"]).T
 sizes["width"] = sizes["heads"] * sizes["head dimension"]
 sizes["parameters"] = parts.sum()
 forward = pd.Series({preset: forward_flops(preset) / 1e9 for preset in dit.PRESETS})
-sizes["GFLOP, forward"], sizes["GFLOP, a training image"] = forward, 3 * forward
-sizes["GFLOP, a sample"] = 2 * STEPS * forward
-sizes.style.format("{:,.2f}", subset=list(sizes.columns[5:])).format("{:,}", subset=list(sizes.columns[:5]))
+costs = pd.DataFrame({"forward pass": forward, "training image": 3 * forward, "sample": 2 * STEPS * forward})
+sizes.map("{:,}".format).join(costs.map("{:,.2f} GFLOP".format))
 
 # %%
-Markdown(f"A training image costs three forward passes (one forward, two backward); a sampled image costs "
-         f"{2 * STEPS}, since each of {STEPS} steps runs with the caption and without it (guidance {GUIDANCE}). "
-         f"`micro` costs {forward['micro'] / forward['tiny']:.1f} times as much as `tiny`, `B` "
-         f"{forward['B'] / forward['tiny']:.0f} times. In `tiny`, the MLPs and the two attentions hold "
-         f"{parts.loc[['self-attention', 'cross-attention', 'MLP'], 'tiny'].sum() / parts['tiny'].sum():.0%} "
-         "of the parameters, about evenly per matrix: no part is a bottleneck by size.")
+Markdown(f"""
+A training image costs three forward passes (one forward, two backward); a sampled image costs {2 * STEPS},
+since each of {STEPS} steps runs with the caption and without it (guidance {GUIDANCE}). `micro` costs
+{forward['micro'] / forward['tiny']:.1f} times as much as `tiny`, `B` {forward['B'] / forward['tiny']:.0f}
+times. In `tiny`, the MLPs and the two attentions hold
+{parts.loc[['self-attention', 'cross-attention', 'MLP'], 'tiny'].sum() / parts['tiny'].sum():.0%} of the
+parameters, about evenly per matrix: no part is a bottleneck by size.
+""")
 
 # %% [markdown]
 # ### Position
 #
-# The position embedding is fixed: sines and cosines of the row in one half of the channels, of the column in the other,
-# at wavelengths from short to long. It is added once, to the patch embedding, and everything the model knows about
-# places starts from it.
+# The position embedding is fixed: sines and cosines of the row in one half of the channels, of the column in
+# the other, at wavelengths from short to long. It is added once, to the patch embedding, and everything the
+# model knows about places starts from it.
 
 # %%
 position = net.transformer.pos_embed.pos_embed[0]                       # [64, width]
 width = position.shape[1]
 shown = [h * width // 2 + k * width // 16 for h in (0, 1) for k in range(4)]
-maps = position.T.view(width, dit.GRID, dit.GRID)                       # [width, 8, 8]
-plots.Captioned(plots.maps(maps[shown], [f"channel {c}" for c in shown], "value", 4),
-                "Eight channels of the position embedding, as maps over the tokens.")
+waves = position.T.view(width, dit.GRID, dit.GRID)                       # [width, 8, 8]
+Captioned(maps(waves[shown], [f"channel {c}" for c in shown], "value", 4),
+          "Eight channels of the position embedding, as maps over the tokens.")
 
 # %%
 unit = position / position.norm(dim=1, keepdim=True)
 picked = [0, 27, 60]
 cosine = (unit[picked] @ unit.T).view(-1, dit.GRID, dit.GRID)           # [3, 8, 8]
-plots.Captioned(plots.maps(cosine, [f"row {p // 8}, column {p % 8}" for p in picked], "cosine", 3),
-                "Cosine of three tokens' position embeddings with those of all tokens.")
+Captioned(maps(cosine, [f"row {p // 8}, column {p % 8}" for p in picked], "cosine", 3),
+          "Cosine of three tokens' position embeddings with those of all tokens.")
 
 # %%
 pairs = unit @ unit.T                                                   # [64, 64]
 neighbours = pairs.view(8, 8, 8, 8).diagonal(1, 1, 3).diagonal(0, 0, 1).mean()
-Markdown(f"Every embedding has norm {position.norm(dim=1).mean():.1f}. Horizontal neighbours have cosine "
-         f"{neighbours:.2f}, opposite corners {pairs[0, -1]:.2f}: near means similar, and row and column are kept apart, "
-         "so that *above* can be read from half of the channels alone.")
+Markdown(f"""
+Every embedding has norm {position.norm(dim=1).mean():.1f}. Horizontal neighbours have cosine
+{neighbours:.2f}, opposite corners {pairs[0, -1]:.2f}: near means similar, and row and column are kept apart,
+so that *above* can be read from half of the channels alone.
+""")
 
 # %% [markdown]
 # ### Where the text enters
 #
-# Each word is a vector before it reaches the model (chapter 2). The caption MLP, shared by all blocks, maps it to the
-# model's width; keys and values of every cross-attention are linear maps of the result.
+# Each word is a vector before it reaches the model (chapter 2). The caption MLP, shared by all blocks, maps
+# it to the model's width; keys and values of every cross-attention are linear maps of the result.
 
 # %%
 text = net.encoder.encode(captions(scenes[:1]))
@@ -271,8 +292,9 @@ pd.DataFrame({"role": text.roles[0], "norm": text.embeddings[0].norm(dim=1).nump
               "norm after the MLP": projected[0].norm(dim=1).numpy()}, index=text.tokens[0]).round(1)
 
 # %% [markdown]
-# How much does each block write? Hooks on the cross-attentions compare the length of what they add with the length of
-# the token they add it to, at several noise levels of true scenes ($t = 1$ is pure noise; chapter 4 defines it).
+# How much does each block write? Hooks on the cross-attentions compare the length of what they add with the
+# length of the token they add it to, at several noise levels of true scenes ($t = 1$ is pure noise; chapter 4
+# defines it).
 
 # %%
 @torch.no_grad()
@@ -289,20 +311,22 @@ def written(t: float, n: int = 24) -> list[float]:
 
 text = net.encoder.encode(prompts[:24])
 shares = pd.DataFrame({f"t = {t}": written(t) for t in (1.0, 0.9, 0.8, 0.5, 0.2)})
-plots.Captioned(plots.lines(shares, "block", "relative length", ylim=(0, None)),
-                "What cross-attention adds to a token, relative to the token, by block and noise level.")
+Captioned(lines(shares, "block", "relative length", ylim=(0, None)),
+          "What cross-attention adds to a token, relative to the token, by block and noise level.")
 
 # %%
 most = shares.stack().idxmax()
-Markdown(f"All {len(shares)} blocks write; the largest share is {shares.max().max():.2f}, in block {most[0]} at {most[1]}. "
-         "Length says that text arrives, not what it does there: which head reads which word is the subject of later "
-         "chapters, and needs causal tests.")
+Markdown(f"""
+All {len(shares)} blocks write; the largest share is {shares.max().max():.2f}, in block {most[0]} at
+{most[1]}. Length says that text arrives, not what it does there: which head reads which word is the subject
+of later chapters, and needs causal tests.
+""")
 
 # %% [markdown]
 # ### Before training
 #
-# The output of each cross-attention and the last layer start at zero. A fresh model therefore predicts zero for any
-# input and is blind to text until the first gradients arrive.
+# The output of each cross-attention and the last layer start at zero. A fresh model therefore predicts zero
+# for any input and is blind to text until the first gradients arrive.
 
 # %%
 def outputs(transformer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -310,18 +334,20 @@ def outputs(transformer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     text = net.encoder.encode(prompts[:2])
     inputs = eps[:1], torch.full((1,), 900.0)
     with torch.no_grad():
-        return tuple(dit.predict(transformer, *inputs, text.embeddings[i:i + 1], text.mask[i:i + 1]) for i in (0, 1))
+        return tuple(dit.predict(transformer, *inputs, text.embeddings[i], text.mask[i]) for i in ([0], [1]))
 
 fresh, trained = outputs(dit.build("tiny", net.encoder.dim, seed)), outputs(net.transformer)
-Markdown(f"Fresh: largest output {fresh[0].abs().max():.1f}, largest change with the caption "
-         f"{(fresh[0] - fresh[1]).abs().max():.1f}. Trained: {trained[0].abs().max():.1f} and "
-         f"{(trained[0] - trained[1]).abs().max():.1f}.")
+Markdown(f"""
+Fresh: largest output {fresh[0].abs().max():.1f}, largest change with the caption
+{(fresh[0] - fresh[1]).abs().max():.1f}. Trained: {trained[0].abs().max():.1f} and
+{(trained[0] - trained[1]).abs().max():.1f}.
+""")
 
 # %% [markdown]
 # ### Nothing of our own inside
 #
-# The shipped folder is an ordinary diffusers checkpoint. Loaded by diffusers alone and called by hand, it predicts the
-# same numbers, so whatever later chapters find is a property of the stock model.
+# The shipped folder is an ordinary diffusers checkpoint. Loaded by diffusers alone and called by hand, it
+# predicts the same numbers, so whatever later chapters find is a property of the stock model.
 
 # %%
 stock = PixArtTransformer2DModel.from_pretrained(net.folder / "transformer", torch_dtype=torch.float32).eval()
@@ -330,14 +356,16 @@ with torch.no_grad():
     by_hand = stock(eps[:1], encoder_hidden_states=text.embeddings, timestep=torch.full((1,), 900.0),
                     encoder_attention_mask=text.mask.float(),
                     added_cond_kwargs={"resolution": None, "aspect_ratio": None}).sample
-Markdown(f"`{type(stock).__module__}.{type(stock).__name__}`: largest difference "
-         f"**{(by_hand - trained[0]).abs().max():.1g}**.")
+Markdown(f"""
+`{type(stock).__module__}.{type(stock).__name__}`: largest difference
+**{(by_hand - trained[0]).abs().max():.1g}**.
+""")
 
 # %% [markdown]
 # ## What was established
 #
-# - The VAE's round trip leaves the detector's verdict as it was, within the interval above: scores of later chapters
-#   measure the transformer, not the VAE.
+# - The VAE's round trip leaves the detector's verdict as it was, within the interval above: scores of later
+#   chapters measure the transformer, not the VAE.
 # - Its decoder tolerates moderate noise in the latent, and the latent keeps objects at their places.
 # - The transformer is stock diffusers, with 64 image tokens of which an object covers a few, a fixed position
 #   embedding as its only sense of place, and cross-attention as its only access to words.

@@ -21,8 +21,7 @@ from IPython.display import Markdown
 
 from spatial_circuits import plots
 from spatial_circuits.captions import captions
-from spatial_circuits.claims import CLAIMS, evidence, history, scores, table
-from spatial_circuits.pretrained import HERE
+from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, scores, table
 from spatial_circuits.render import render
 from spatial_circuits.scenes import sample
 
@@ -56,11 +55,11 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 # page is built; what has no run behind it says *not yet tested*. Chapters without a link are planned.
 
 # %% tags=["remove-input"]
-found = evidence(HERE / model)
+found = evidence(folder_of(model))
 Markdown(table(found))
 
 # %% tags=["remove-input"]
-log, measured = history(HERE / model), scores(HERE / model)
+log, measured = history(folder_of(model)), scores(folder_of(model))
 seen = f" It has seen {log[-1]['images']:,} pictures in {log[-1]['seconds'] / 60:,.0f} minutes of training." if log else ""
 state = (f"The figures are those of the model `{model}`, which ships with this book.{seen}" if measured else
          f"No model named `{model}` ships with this copy of the book yet, so that nothing could be tested; "

@@ -118,7 +118,7 @@ def test_one_blob_stands_for_both_objects_in_paper_mode_only():
 def test_coinciding_objects_are_strictly_below_in_paper_mode_only():
     scene = sample(torch.zeros(1, dtype=torch.long), shape=torch.tensor([[0, 1]]), relation=torch.tensor([0]))
     ring = picture((30, 30, 61, RED), (35, 35, 51, GREY_RGB))
-    disc = render(scene.replace(xy=torch.tensor([[[60, 60], [15, 15]]]), color=torch.tensor([[1, 0]])))
+    disc = render(scene.replace(xy=torch.tensor([[[60, 60], [20, 20]]]), color=torch.tensor([[1, 0]])))
     ring[..., 40:81, 40:81] = disc[..., 40:81, 40:81]
     clean, paper = (score(ring, ["circle is below square"], mode).iloc[0] for mode in ("clean", "paper"))
     assert (clean["dx"], clean["dy"]) == pytest.approx((0, 0), abs=0.1) and clean["unique_binding"]

@@ -156,7 +156,7 @@ def test_paper_position_code_is_nearly_constant_and_a_centered_short_one_is_not(
     paper, short = sinusoid(20, 4096), sinusoid(20, 128, base=100.0, center=True)
     assert neighbours(paper) == pytest.approx(0.974, abs=0.003) and paper[:12].mean(0).norm() == pytest.approx(6.87, abs=0.05)
     assert torch.cosine_similarity(paper[0], paper[4], dim=0) == pytest.approx(0.771, abs=0.003)
-    assert neighbours(short) < 0.8 and short[:12].mean(0).norm() < 1e-3
+    assert neighbours(short) < 0.85 and short[:12].mean(0).norm() < 1e-3
 
 
 @given(st.permutations("red square is above blue circle".split()))

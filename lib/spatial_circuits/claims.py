@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .metrics import ceiling, prompt_set, summarise
+from .pretrained import HERE
 from .train import read_log
 
 ORDER = ("color", "shape", "unique_binding", "loose")  # C2: the order of learning
@@ -51,7 +52,7 @@ CLAIMS = (
     Claim("C11", "The relation explains a good part of that token's variance",
           "12 %, and 21 % after the caption MLP", "14"),
     Claim("C12", "Its relation part finds the responsible heads from the weights, without sampling",
-          "cosine -.98 (T5), +-.98 (CLIP)", "13"),
+          "cosine −.98 (T5), ±.98 (CLIP)", "13"),
     Claim("C13", "Adding and subtracting relation vectors on that token moves the objects",
           "diagonals .71 to .98 strict", "14"),
     Claim("C14", "The word \"the\" breaks the contextual model and leaves the random-token model alone",
@@ -66,6 +67,11 @@ class Evidence:
     """What was found for a claim: a status of STATUS and a sentence with the figure."""
     status: str
     ours: str
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder of a shipped model's name, else the path itself; it need not exist."""
+    return HERE / model if (HERE / model / "text.json").exists() else Path(model)
 
 
 def scores(folder: Path) -> dict[str, dict] | None:

@@ -147,6 +147,7 @@ def density(presets: dict[str, Scenes], bins: int = 16) -> Figure:
             counts = np.histogram2d(y, x, bins, ((0, SIZE), (0, SIZE)))[0]
             ax.imshow(counts / max(1, counts.max()), cmap="Greys", extent=(0, SIZE, SIZE, 0))
             ax.set(xticks=(), yticks=())
+            ax.spines[:].set_visible(True)
         line[0].set_ylabel(f"{preset}\nobject {i + 1}")
     for ax, relation in zip(axes[0], RELATIONS):
         ax.set_title(relation.replace("_", "\n"), fontsize=8)
@@ -185,8 +186,9 @@ def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: s
     panels = frames if isinstance(frames, dict) else {"": frames}
     figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
     for ax, (title, frame) in zip(axes.flat, panels.items()):
-        for color, (name, column) in zip(CYCLE, frame.items()):
-            ax.plot(column.dropna(), color=color, label=str(name).replace("_", " "))
+        for i, (name, column) in enumerate(frame.items()):
+            color, style = CYCLE[i % len(CYCLE)], ("-", "--", ":")[i // len(CYCLE) % 3]
+            ax.plot(column.dropna(), style, color=color, label=str(name).replace("_", " "))
             if band:
                 ax.fill_between(frame.index, band[0][name], band[1][name], color=color, alpha=0.2, linewidth=0)
             if name in (marks or {}):

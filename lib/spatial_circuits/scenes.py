@@ -126,8 +126,9 @@ def _clean_positions(relation: Tensor, u: Tensor) -> Tensor:
     pair = (u.view(-1, 2, 2) * (HIGH - LOW - GAP + 1)).long().sort(2)[0]    # [B, axis, low and high]
     pair = LOW + pair + torch.tensor([0, GAP], device=u.device)
     apart = torch.where(sign[..., None] < 0, pair, pair.flip(2))            # object 0 on the named side
-    middle = LOW + JITTER + (u[:, :2] * (HIGH - LOW - 2 * JITTER + 1)).long()
-    shift = (u[:, 2:] * (2 * JITTER + 1)).long() - JITTER
+    u = u.view(-1, 2, 2)                                                    # [B, axis, draw]: axes share no draw
+    middle = LOW + JITTER + (u[..., 0] * (HIGH - LOW - 2 * JITTER + 1)).long()
+    shift = (u[..., 1] * (2 * JITTER + 1)).long() - JITTER
     aligned = torch.stack([middle, middle + shift], 2)                      # [B, axis, object]
     return torch.where(sign[..., None] == 0, aligned, apart).transpose(1, 2)
 

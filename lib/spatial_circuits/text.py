@@ -205,7 +205,7 @@ ENCODERS = {
 }
 
 
-def encoder(name: str, **options) -> Encoder:
+def encoder(name: str, /, **options) -> Encoder:
     """The encoder of that name. Raises ValueError for an unknown name or option, or a model that cannot be read."""
     if name not in ENCODERS:
         raise ValueError(f"text encoder {name!r} is unknown; choose from {', '.join(ENCODERS)}")

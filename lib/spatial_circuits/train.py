@@ -33,7 +33,7 @@ from .vae import VAE
 class Recipe:
     """How to train. `PAPER` is the authors' recipe; the default is the one this book arrived at."""
     size: str = "tiny"
-    steps: int = 5_000
+    steps: int = 3_200
     batch: int = 128                # over all processes
     noise: Noise = field(default_factory=Noise)
     muon_lr: float = 0.02           # for the matrices of the blocks; 0 = AdamW for all
@@ -42,13 +42,13 @@ class Recipe:
     eps: float = 1e-8
     clip: float = 1.0
     warmup: int = 100
-    decay: float = 0.3              # the last share of the steps takes the learning rate to zero; 0 = constant
+    decay: float = 0.5              # the last share of the steps takes the learning rate to zero; 0 = constant
     ema: float = 0.999
     text_dropout: float = 0.1
     drop_colors: float = 0.5        # each colour word is left out with this probability ...
     drop_from: float = 0.0          # ... from this share of the steps on; until then both are spoken
     first_up: float = 0.95          # share of captions that mention the upper (if level, the left) object first ...
-    first_until: float = 0.3        # ... falling linearly to one half over this share of the steps; 0.5 = no bias
+    first_until: float = 0.4        # ... falling linearly to one half over this share of the steps; 0.5 = no bias
     preset: str = "clean"
     cache: int = 65_536             # scenes encoded once by the VAE; 0 = encode fresh scenes in every step
     precision: str = "auto"         # no, bf16, fp16; auto = bf16 where the processor multiplies it fast

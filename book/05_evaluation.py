@@ -1,0 +1,290 @@
+# %% [markdown]
+# # Evaluation
+#
+# "Red square is above blue circle" is right or wrong in a way that can be measured: find the objects, compare
+# their places. **How often is the model right, at what does it fail, and how good could any model's score
+# be?** A score without its ceiling and its chance level means nothing, so those come first.
+
+# %% tags=["parameters"]
+model: str = "rte"
+seed: int = 0
+scale: str = "full"  # smoke | full
+
+# %%
+import cv2
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from spatial_circuits.detect import detect
+from spatial_circuits.evaluation import report
+from spatial_circuits.metrics import METRICS, ceiling, chance, prompt_set, score, summarise
+from spatial_circuits.plots import Captioned, distances, grid, intervals
+from spatial_circuits.pretrained import load
+from spatial_circuits.render import Scene, render
+from spatial_circuits.sample import GUIDANCE, STEPS
+from spatial_circuits.scenes import ALIGN, RELATIONS, sample
+
+net = load(model)
+full = scale == "full"
+prompts = prompt_set("264") if full else prompt_set("264")[:12]
+per_prompt = 4 if full else 1
+
+# %% [markdown]
+# ## What is measured
+#
+# A detector (OpenCV contours, after the paper's) finds blobs $b$ with a shape, a colour and a centroid
+# $(x_b, y_b)$, $y$ pointing down. A prompt asks for objects $i = 1, 2$ with shape $s_i$ and colour $c_i$, and
+# for a relation: a sign $o_x, o_y \in \{-1, 0, 1\}$ for each axis, 0 where the relation does not name it. The
+# candidates for object $i$ are
+#
+# $$C_i = \{\, b : \mathrm{shape}(b) = s_i,\ \mathrm{colour}(b) = c_i \,\}.$$
+#
+# | metric | true if |
+# |---|---|
+# | shape | both shapes are found, whatever their colour |
+# | color | both colours are found, on whatever shape |
+# | exist binding | $\lvert C_1 \rvert \ge 1$ and $\lvert C_2 \rvert \ge 1$ |
+# | unique binding | $\lvert C_1 \rvert = \lvert C_2 \rvert = 1$ |
+# | loose | unique binding, and $o_a d_a > 5$ px on each axis $a$ with $o_a \ne 0$ |
+# | strict | loose, and $\lvert d_a \rvert \le 5$ px on each axis with $o_a = 0$ |
+#
+# with $d = (x_1 - x_2,\ y_1 - y_2)$ between the two candidates.
+
+# %%
+def outlined(image: torch.Tensor) -> torch.Tensor:
+    """The picture, uint8 [3, H, W], with the detector's outlines in black and centroids in white."""
+    canvas = image.permute(1, 2, 0).contiguous().numpy().copy()
+    for blob in detect(image):
+        cv2.drawContours(canvas, [blob.contour], -1, (0, 0, 0), 2)
+        cv2.circle(canvas, [round(c) for c in blob.center], 3, (255, 255, 255), -1)
+    return torch.from_numpy(canvas).permute(2, 0, 1)
+
+scenes = sample(torch.arange(4), seed + 60_000)
+Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]), [str(Scene(s)) for s in scenes], 4),
+          "What the detector sees in four true scenes: outlines and centroids.")
+
+# %% [markdown]
+# ## Ceiling and chance
+#
+# The *ceiling* is the score of true scenes that fit each prompt, drawn by the renderer, and of the same after
+# a round trip through the VAE. *Chance* comes in two kinds. `random relation` draws the right two objects in
+# a relation picked at random. `bag of words` knows every word but not their order: the axis is right, while
+# which object comes first, and which shape has which colour, are two coin flips. Intervals are 95 %
+# bootstraps over prompts, as images of one prompt are not independent.
+
+# %%
+truth = ceiling(prompts, per_prompt, seed)
+round_trip = ceiling(prompts, 1, seed, decode=lambda images: net.vae.decode(net.vae.encode(images)))
+ignorant = chance(prompts, per_prompt, seed)
+bounds = {"ceiling": summarise(truth), "ceiling after the VAE": summarise(round_trip),
+          **{name.replace("_", " "): summarise(part) for name, part in ignorant.groupby("baseline")}}
+
+# %%
+def cells(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One column a table, "mean [low, high]" for each metric."""
+    text = {name: [f"{r['mean']:.3f} [{r.low:.3f}, {r.high:.3f}]" for _, r in t.loc[list(METRICS)].iterrows()]
+            for name, t in tables.items()}
+    return pd.DataFrame(text, index=[m.replace("_", " ") for m in METRICS])
+
+cells(bounds)
+
+# %%
+bag = bounds["bag of words"]["mean"]
+Markdown(f"""
+The detector finds what the renderer draws: loose {bounds['ceiling'].loc['loose', 'mean']:.3f}, strict
+{bounds['ceiling'].loc['strict', 'mean']:.3f}. A bag of words reaches binding {bag['unique_binding']:.2f} and
+loose {bag['loose']:.2f}, one half and one quarter up to sampling error; a model above that reads word order.
+""")
+
+# %% [markdown]
+# ## The model
+#
+# Every prompt is sampled with several seeds, in the same way and with the same seeds as by the command
+# `spatial-circuits evaluate`, whose seed is this notebook's plus one. The pictures are made once; all that
+# follows scores and sorts them. (About a minute on two cores.)
+
+# %%
+told = [prompt for prompt in prompts for _ in range(per_prompt)]
+seeds = [(seed + 1) * 1_000_000 + i for i in range(len(told))]
+images = net.images(told, seeds, progress=True)                         # uint8 [N, 3, 128, 128]
+results = score(images, told)
+
+# %%
+summary = pd.DataFrame(report(results)).T
+shown = summary.loc[list(METRICS)].rename(columns={"of_ceiling": "share of ceiling"})
+shown.rename(index=lambda m: m.replace("_", " ")).astype(float).round(3)
+
+# %%
+of = summary["of_ceiling"]
+Markdown(f"""
+Over {len(prompts)} prompts and {len(told):,} pictures, unique binding is **{of['unique_binding']:.3f}** of
+the ceiling, loose **{of['loose']:.3f}** and strict **{of['strict']:.3f}**. Among pictures with both objects,
+the relation is right in {results.loc[results['unique_binding'], 'loose'].mean():.3f}.
+""")
+
+# %%
+everything = {"model": summarise(results), **bounds}
+rows = {name: table.loc[list(METRICS)] for name, table in everything.items()}
+Captioned(intervals(rows, "share of pictures"), "Model, ceiling and chance by metric; 95 % intervals.")
+
+# %% [markdown]
+# ## By relation and by objects
+#
+# An average can hide a relation that was never learned.
+
+# %%
+def split(by: str, order: list[str] | None = None) -> dict[str, pd.DataFrame]:
+    """Unique binding, loose and strict with their intervals for each value of a column."""
+    table = summarise(results, by)
+    rows = [k for k in order or list(dict.fromkeys(results[by])) if k in set(results[by])]
+    return {m: table.xs(m, level="metric").loc[rows] for m in ("unique_binding", "loose", "strict")}
+
+relations = split("relation", list(RELATIONS))
+Captioned(intervals(relations, "share of pictures"),
+          "Results by relation; 95 % intervals over prompts.")
+
+# %%
+pairs = split("pair")
+Captioned(intervals(pairs, "share of pictures"),
+          "Results by the shapes of object 1 and object 2; 95 % intervals over prompts.")
+
+# %%
+tables = {"relation": relations, "pair": pairs}
+pd.concat({name: pd.DataFrame({m: t[["mean", "low", "high"]].round(3).astype(str).agg(" ".join, axis=1)
+                               for m, t in parts.items()}) for name, parts in tables.items()}).rename(
+    columns=lambda m: f"{m.replace('_', ' ')}: mean low high")
+
+# %%
+loose, strict = relations["loose"]["mean"], relations["strict"]["mean"]
+pair = pairs["loose"]["mean"]
+Markdown(f"""
+Loose ranges from {loose.min():.2f} ({loose.idxmin().replace('_', ' ')}) to {loose.max():.2f}
+({loose.idxmax().replace('_', ' ')}) over the relations and from {pair.min():.2f} ({pair.idxmin()}) to
+{pair.max():.2f} ({pair.idxmax()}) over the pairs. Strict differs from loose only for the four relations that
+name one axis: {strict.reindex(RELATIONS[:4]).mean():.2f} against {loose.reindex(RELATIONS[:4]).mean():.2f}.
+""")
+
+# %% [markdown]
+# ## How far apart
+#
+# Verdicts say yes or no; the distances behind them say how. Each point is a picture with both objects, and
+# the green area is where it passes *strict*.
+
+# %%
+Captioned(distances(results, truth), "Distances dx and dy by relation: model over true scenes.",
+          "Eight scatter plots, one a relation; the model's points lie over those of the true scenes.")
+
+# %%
+def sideways(frame: pd.DataFrame) -> pd.Series:
+    """|d| in px along the axis that above, below, left and right do not name."""
+    vertical = frame["relation"].isin(["above", "below"])
+    off = frame["dx"].where(vertical, frame["dy"]).abs()
+    return off[frame["relation"].isin(RELATIONS[:4])].dropna()
+
+ours, real = sideways(results), sideways(truth)
+Markdown(f"""
+Where two objects should be aligned, true scenes are at most {real.max():.0f} px off. The model's median is
+{ours.median():.1f} px, and {(ours <= ALIGN).mean():.0%} of its pictures are within the {ALIGN} px that
+*strict* allows. Whatever strict loses against loose is lost here.
+""")
+
+# %% [markdown]
+# ## Samples
+
+# %%
+first = results.groupby("relation").head(2)
+first = first.assign(place=first["relation"].map(RELATIONS.index)).sort_values("place", kind="stable")
+Captioned(grid(images[first.index.to_list()], list(first["prompt"]), 4),
+          "The first pictures of each relation, not selected.")
+
+# %% [markdown]
+# ## Failures
+#
+# A failed picture gets the first of these reasons that applies.
+
+# %%
+REASONS = {"color": "a colour is missing", "shape": "a shape is missing",
+           "exist_binding": "colour on the wrong shape", "unique_binding": "an object too many",
+           "loose": "wrong place", "strict": "not aligned"}
+failed = results[~results["strict"]].copy()
+failed["reason"] = (~failed[list(REASONS)]).idxmax(axis=1).map(REASONS)       # the first metric that is false
+counts = failed["reason"].value_counts().reindex(REASONS.values(), fill_value=0)
+pd.DataFrame({"pictures": counts, "share of all": (counts / len(results)).map("{:.1%}".format)})
+
+# %%
+examples = failed.groupby("reason").head(3)[:12].sort_values("reason")
+titles = [f"{row.prompt}: {row.reason}" for row in examples.itertuples()]
+outlines = [outlined(images[i]) for i in examples.index]
+Captioned(grid(torch.stack(outlines), titles, 4), "Failures, up to three a reason.") if outlines else "none"
+
+# %%
+common = counts.drop("not aligned")
+Markdown(f"""
+{len(failed)} of {len(results):,} pictures fail strict, {common.sum()} of them loose as well, most of those
+because of '{common.idxmax()}' ({common.max()}).
+""")
+
+# %% [markdown]
+# ## The paper's detector
+#
+# The mode `paper` scores as the authors' code does: shapes by counting corners, the centre in the middle of
+# the bounding box, each channel searched on its own. The middle of a triangle's box lies above its centroid,
+# where the scene placed it, so that a triangle level with a square counts as higher. The authors' scenes also
+# overlap, which lowers their ceiling.
+
+# %%
+modes = {"model, clean": results, "model, paper": score(images, told, "paper"), "true scenes, clean": truth,
+         "true scenes, paper": ceiling(prompts, per_prompt, seed, mode="paper"),
+         "authors' scenes, paper": ceiling(prompts, per_prompt, seed, preset="paper", mode="paper")}
+pd.DataFrame({name: summarise(frame)["mean"] for name, frame in modes.items()}).loc[list(METRICS)].round(3)
+
+# %%
+theirs = summarise(modes["authors' scenes, paper"])["mean"]
+by_box = modes["true scenes, paper"]
+beside = by_box[by_box["relation"].isin(["left", "right"])]
+level = beside.groupby(beside["pair"].str.contains("triangle"))["strict"].mean().reindex([True, False])
+Markdown(f"""
+On the authors' own scenes a perfect model would get loose {theirs['loose']:.2f} and strict
+{theirs['strict']:.2f}: their models' scores must be read against that. On our scenes, strict for left and
+right is {level[True]:.2f} with a triangle and {level[False]:.2f} without under their definition of the
+centre. Numbers of this book are in mode clean unless they say otherwise.
+""")
+
+# %% [markdown]
+# ## Guidance and steps
+#
+# Samples mix the predictions with and without the caption,
+# $\hat v = \hat v_\varnothing + w (\hat v_c - \hat v_\varnothing)$, over a number of solver steps. Both are
+# the paper's values, not tuned. A small check on fewer prompts:
+
+# %%
+tries = ((1.0, 14), (2.0, 14), (4.5, 14), (7.0, 14), (4.5, 6), (4.5, 30)) if full else ((1.0, 2), (4.5, 4))
+some = prompts[:44] if full else prompts[:3]
+tried = {}
+for w, n in tries:
+    pictures = net.images(some, list(range(len(some))), guidance=w, steps=n)
+    tried[f"w = {w}, {n} steps"] = summarise(score(pictures, some))
+by_metric = {metric: pd.DataFrame({name: table.loc[metric] for name, table in tried.items()}).T
+             for metric in ("color", "unique_binding", "loose", "strict")}
+Captioned(intervals(by_metric, "share of pictures"),
+          f"Guidance w and number of steps, {len(some)} prompts with one picture each; 95 % intervals.")
+
+# %%
+best = by_metric["loose"]["mean"].idxmax()
+Markdown(f"""
+The book samples with w = {GUIDANCE} and {STEPS} steps. The best loose score among these is
+{by_metric['loose']['mean'].max():.2f}, for {best}. Intervals this wide tell a broken setting from a working
+one, and no more.
+""")
+
+# %% [markdown]
+# ## What was established
+#
+# - True scenes mark the ceiling, with and without the VAE, and two kinds of ignorance mark chance.
+# - The model's scores stand between them as tabled above, with intervals, for each relation and each pair of
+#   shapes.
+# - Failures have reasons that can be counted; alignment within 5 px is judged apart from the side.
+#
+# Not established: how the model does it, and whether it holds for wordings outside the training template. One
+# model with one seed was scored; the intervals cover prompts and sampling noise, not other training runs.
