@@ -69,7 +69,8 @@ wordings.groupby("relation", sort=False)["phrase"].agg(" · ".join).to_frame()
 # $(0, -)$ is *above*, $(-, -)$ is *upper left*, and so on. From here two **presets** part ways.
 #
 # * `paper` draws both positions freely and names the relation that results, as the authors do. Few random pairs are
-#   aligned, so most relations are diagonal, and nothing keeps the objects from covering each other.
+#   aligned, so most relations are diagonal, and nothing keeps the objects from covering each other. (One thing is not
+#   theirs: they place a triangle by a point above its centroid, we place every shape by its centroid.)
 # * `clean`, the default of this book, draws the relation first, each equally often. Along an axis that the relation
 #   names the objects keep a minimum distance; along the other they are aligned up to a small jitter.
 

@@ -29,7 +29,8 @@ from spatial_circuits.pretrained import load
 from spatial_circuits.probe import text_gain
 from spatial_circuits.render import render
 from spatial_circuits.scenes import sample
-from spatial_circuits.train import PAPER, RECIPES, Recipe, read_log, train
+from spatial_circuits.recipe import PAPER, RECIPES, Recipe
+from spatial_circuits.train import read_log, train
 
 net = load(model)
 noise = net.noise

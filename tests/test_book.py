@@ -205,6 +205,7 @@ def test_a_parameter_goes_to_the_notebooks_that_declare_it(tmp_path):
 
 
 def test_parameters_from_the_command_line():
+    assert parse_parameters(["noise.high=0.3"]) == {"noise.high": 0.3}
     assert parse_parameters(["seed=3", "rate=1e-3", "model=rte", "flag=true", "path=a=b"]) == {
         "seed": 3, "rate": 1e-3, "model": "rte", "flag": True, "path": "a=b"}
     with pytest.raises(ValueError, match="'seed' is not of the form NAME=VALUE"):

@@ -10,10 +10,10 @@ from spatial_circuits.captions import all_captions, captions
 from spatial_circuits.evaluation import monitor
 from spatial_circuits.metrics import METRICS
 from spatial_circuits.noise import Noise
+from spatial_circuits.recipe import PAPER, RECIPES, Recipe, check, override, precision
 from spatial_circuits.render import render
 from spatial_circuits.scenes import SHAPES, sample
-from spatial_circuits.train import (PAPER, RECIPES, Data, Log, Recipe, check, optimizers, override, precision, rate,
-                                    read_log, start_record, train)
+from spatial_circuits.train import Data, Log, optimizers, rate, read_log, start_record, train
 
 FAST = Recipe(size="atom", batch=4, cache=32, steps=100, warmup=5, precision="no", compile=False)
 

@@ -101,7 +101,7 @@ def parse_parameters(pairs: list[str]) -> dict:
         except json.JSONDecodeError:
             return text
     for text in pairs:
-        if not re.match(r"[A-Za-z_]\w*=", text):
+        if not re.match(r"[A-Za-z_][\w.]*=", text):
             raise ValueError(f"parameter {text!r} is not of the form NAME=VALUE")
     return {name: value(text) for name, text in (text.split("=", 1) for text in pairs)}
 

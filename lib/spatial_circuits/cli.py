@@ -41,22 +41,8 @@ def positive(text: str) -> int:
     return value
 
 
-def options_from(pairs: list[str]) -> dict:
-    """["base=30", "center=false"] -> {"base": 30, "center": False}; values are JSON, else text."""
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"option {pair!r} is not of the form key=value")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
 def _add_train(commands) -> None:
-    from .train import RECIPES
+    from .recipe import RECIPES
     p = commands.add_parser("train", help="train a model from scratch, or resume it")
     p.add_argument("--encoder", default="rte", help="rte, rte-nopos, minilm, t5-untrained, t5, clip, or a hub name or folder of a T5")
     p.add_argument("--encoder-option", action="append", default=[], metavar="KEY=VALUE")
@@ -75,12 +61,14 @@ def _add_train(commands) -> None:
 def _train(options) -> None:
     import torch
     from . import pretrained
+    from .book import parse_parameters
     from .evaluation import monitor
     from .text import ENCODERS, encoder
-    from .train import RECIPES, override, train
+    from .recipe import RECIPES, override
+    from .train import train
     torch.set_num_threads(options.threads)
-    recipe = override(RECIPES[options.recipe], options_from(options.parameter))
-    text = {"name": options.encoder, "options": options_from(options.encoder_option)}
+    recipe = override(RECIPES[options.recipe], parse_parameters(options.parameter))
+    text = {"name": options.encoder, "options": parse_parameters(options.encoder_option)}
     if options.encoder not in ENCODERS:
         text = {"name": "t5", "options": {"name": options.encoder, **text["options"]}}
     out = Path(options.out or Path("runs") / f"{Path(options.encoder).name}-{recipe.seed}")
@@ -103,7 +91,7 @@ def _add_train_vae(commands) -> None:
 def _train_vae(options) -> None:
     import torch
     from . import pretrained
-    from .train import precision
+    from .recipe import precision
     from .vae import train_vae
     log: list[dict] = []
     dtype = torch.bfloat16 if precision("auto") == "bf16" else torch.float32

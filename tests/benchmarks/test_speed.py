@@ -15,7 +15,8 @@ from spatial_circuits.metrics import prompt_set
 from spatial_circuits.render import render
 from spatial_circuits.sample import sample as draw
 from spatial_circuits.scenes import sample
-from spatial_circuits.train import Data, Recipe, precision, read_log, train
+from spatial_circuits.recipe import Recipe, precision
+from spatial_circuits.train import Data, read_log, train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION = precision("auto")
