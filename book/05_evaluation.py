@@ -56,7 +56,7 @@ def outlined(image: torch.Tensor) -> torch.Tensor:
     """The picture, uint8 [3, H, W], with the detector's outlines in black and centroids in white."""
     canvas = image.permute(1, 2, 0).contiguous().numpy().copy()
     for blob in detect(image):
-        cv2.drawContours(canvas, [blob.contour], -1, (0, 0, 0), 2)
+        cv2.drawContours(canvas, [blob.contour], -1, (0, 0, 0), 1)
         cv2.circle(canvas, [round(c) for c in blob.center], 3, (255, 255, 255), -1)
     return torch.from_numpy(canvas).permute(2, 0, 1)
 
@@ -82,12 +82,13 @@ bounds = {"ceiling": summarise(truth), "ceiling after the VAE": summarise(round_
 
 # %%
 def cells(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One column a table, "mean [low, high]" for each metric."""
-    text = {name: [f"{r['mean']:.3f} [{r.low:.3f}, {r.high:.3f}]" for _, r in t.loc[list(METRICS)].iterrows()]
-            for name, t in tables.items()}
-    return pd.DataFrame(text, index=[m.replace("_", " ") for m in METRICS])
+    """One column a table, "mean [low, high]" for each of its rows."""
+    rows = [str(row).replace("_", " ") for row in next(iter(tables.values())).index]
+    numbers = {name.replace("_", " "): t[["mean", "low", "high"]].to_numpy() for name, t in tables.items()}
+    text = {name: [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in n] for name, n in numbers.items()}
+    return pd.DataFrame(text, index=rows)
 
-cells(bounds)
+cells({name: table.loc[list(METRICS)] for name, table in bounds.items()})
 
 # %%
 bag = bounds["bag of words"]["mean"]
@@ -126,7 +127,7 @@ the relation is right in {results.loc[results['unique_binding'], 'loose'].mean()
 # %%
 everything = {"model": summarise(results), **bounds}
 rows = {name: table.loc[list(METRICS)] for name, table in everything.items()}
-Captioned(intervals(rows, "share of pictures"), "Model, ceiling and chance by metric; 95 % intervals.")
+Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)), "Model, ceiling and chance by metric; 95 % intervals.")
 
 # %% [markdown]
 # ## By relation and by objects
@@ -150,10 +151,7 @@ Captioned(intervals(pairs, "share of pictures"),
           "Results by the shapes of object 1 and object 2; 95 % intervals over prompts.")
 
 # %%
-tables = {"relation": relations, "pair": pairs}
-pd.concat({name: pd.DataFrame({m: t[["mean", "low", "high"]].round(3).astype(str).agg(" ".join, axis=1)
-                               for m, t in parts.items()}) for name, parts in tables.items()}).rename(
-    columns=lambda m: f"{m.replace('_', ' ')}: mean low high")
+pd.concat([cells(relations), cells(pairs)])
 
 # %%
 loose, strict = relations["loose"]["mean"], relations["strict"]["mean"]
@@ -267,7 +265,7 @@ for w, n in tries:
     tried[f"w = {w}, {n} steps"] = summarise(score(pictures, some))
 by_metric = {metric: pd.DataFrame({name: table.loc[metric] for name, table in tried.items()}).T
              for metric in ("color", "unique_binding", "loose", "strict")}
-Captioned(intervals(by_metric, "share of pictures"),
+Captioned(intervals(by_metric, "share of pictures", (-0.02, 1.02)),
           f"Guidance w and number of steps, {len(some)} prompts with one picture each; 95 % intervals.")
 
 # %%

@@ -136,7 +136,9 @@ def test_standardised_states_have_the_table_s_norm(encoders, name):
     states = batch.embeddings[batch.mask]
     assert states.norm(dim=1).mean() == pytest.approx(NORM, rel=1e-3)
     assert states.mean(0).abs().max() < 1e-2
-    assert states.std(0).std() < 0.01 * states.std(0).mean()
+    deviation = states.std(0)
+    alive = deviation > 1e-3  # a few dimensions of MiniLM are constant and stay so
+    assert alive.float().mean() > 0.98 and deviation[alive].std() < 0.01 * deviation[alive].mean()
 
 
 def test_rte_norms(encoders):

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 from .scenes import ALIGN, OFFSETS, RELATIONS, SIZE, Scenes
@@ -198,6 +199,10 @@ def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: s
             ax.annotate(name, (0.01, y), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="#4D4D4D")
         ax.set(title=title, xlabel=xlabel, **axes_options)
         ax.grid(color="#EBEBEB", linewidth=0.6)
+        if ax.get_yscale() == "symlog":
+            ax.set_yticks((0, 0.5, 1, 2, 5, 10), labels=("0", "0.5", "1", "2", "5", "10"))
+        if ax.get_xscale() == "linear" and frame.index.max() >= 10_000:
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.flat[0].set_ylabel(ylabel)
     if len(next(iter(panels.values())).columns) > 1:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center")
@@ -205,7 +210,7 @@ def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: s
 
 
 @styled
-def intervals(series: dict[str, pd.DataFrame], xlabel: str, xlim: tuple[float, float] = (-0.02, 1.02)) -> Figure:
+def intervals(series: dict[str, pd.DataFrame], xlabel: str, xlim: tuple[float, float] | None = None) -> Figure:
     """Means with their intervals: a row for each index entry, a dot for each series (columns mean, low, high)."""
     rows = list(next(iter(series.values())).index)
     height = 0.7 + len(rows) * (0.12 + 0.1 * len(series))
@@ -223,9 +228,9 @@ def intervals(series: dict[str, pd.DataFrame], xlabel: str, xlim: tuple[float, f
 
 
 @styled
-def maps(values: Tensor, titles: Sequence[str], label: str, columns: int = 8) -> Figure:
-    """Arrays [N, H, W] on one colour scale, symmetric about zero where a value is negative."""
-    rows, top = math.ceil(len(values) / columns), float(values.abs().max())
+def maps(values: Tensor, titles: Sequence[str], label: str, columns: int = 8, top: float | None = None) -> Figure:
+    """Arrays [N, H, W] on one colour scale up to `top`, symmetric about zero where a value is negative."""
+    rows, top = math.ceil(len(values) / columns), top or float(values.abs().max())
     signed = bool((values < 0).any())
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * WIDTH / columns), squeeze=False)
     for ax in axes.flat:

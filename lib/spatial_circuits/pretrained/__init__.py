@@ -1,7 +1,8 @@
 """Pretrained: models as ordinary diffusers folders with a manifest of hashes. `load("rte")` works offline.
 
 A model's folder holds transformer/ and scheduler/ (diffusers), text.json (the encoder), recipe.json, command.txt,
-log.jsonl (how it was trained) and manifest.json (sha256 of every file). The VAE is shared, in the folder `vae`.
+log.jsonl (how it was trained), evaluation.json (`spatial-circuits evaluate`), snapshots/ (cross-attention weights along
+the run) and manifest.json (sha256 of every file). The VAE is shared, in the folder `vae`.
 """
 import hashlib
 import json
@@ -119,7 +120,8 @@ def save_vae(folder: str | Path, model, log: list[dict], command: str) -> Path:
 
 def _half(model):
     """A copy of a diffusers model in fp16; the model itself keeps its precision."""
-    copy = type(model).from_config(model.config).half()
+    # without its private keys, among them a list of options that diffusers would set back to their defaults
+    copy = type(model).from_config({k: v for k, v in model.config.items() if not k.startswith("_")}).half()
     copy.load_state_dict(model.state_dict())
     return copy
 
