@@ -319,8 +319,8 @@ Captioned(lines(used, "images seen", "gain at t = 0.9"),
 # %% [markdown]
 # These are single runs with one seed, sampled on 132 prompts; differences of a few hundredths are noise. They
 # show what made a large difference, not which settings are best. All four were made with a flaw in the
-# drawing of scenes that has since been mended: in *left* and *right* scenes the height of the pair followed its
-# horizontal place. The shipped model was trained on the mended scenes.
+# drawing of scenes that has since been mended: in *left* and *right* scenes the height of the pair followed
+# its horizontal place. The shipped model was trained on the mended scenes.
 
 # %% [markdown]
 # ## What was established

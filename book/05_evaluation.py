@@ -85,7 +85,7 @@ def cells(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One column a table, "mean [low, high]" for each of its rows."""
     rows = [str(row).replace("_", " ") for row in next(iter(tables.values())).index]
     numbers = {name.replace("_", " "): t[["mean", "low", "high"]].to_numpy() for name, t in tables.items()}
-    text = {name: [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in n] for name, n in numbers.items()}
+    text = {name: [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in n] for name, n in numbers.items()}
     return pd.DataFrame(text, index=rows)
 
 cells({name: table.loc[list(METRICS)] for name, table in bounds.items()})
@@ -127,7 +127,8 @@ the relation is right in {results.loc[results['unique_binding'], 'loose'].mean()
 # %%
 everything = {"model": summarise(results), **bounds}
 rows = {name: table.loc[list(METRICS)] for name, table in everything.items()}
-Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)), "Model, ceiling and chance by metric; 95 % intervals.")
+Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
+          "Model, ceiling and chance by metric; 95 % intervals.")
 
 # %% [markdown]
 # ## By relation and by objects

@@ -70,7 +70,7 @@ def test_clean_scenes_are_apart_or_aligned():
     assert d[sign == 0].abs().max() <= JITTER <= ALIGN
     assert torch.equal(relation_of(scenes.xy), scenes.relation)
     assert not overlapping(scenes[:400]).any()
-    above = scenes.xy[scenes.relation == 0].view(-1, 4).T.float()  # x1, y1, x2, y2
+    above = scenes.xy[scenes.relation == 0].reshape(-1, 4).T.float()  # x1, y1, x2, y2
     features = torch.stack([above[0], above[2] - above[0], above[1], above[3] - above[1]])
     assert torch.corrcoef(features)[:2, 2:].abs().max() < 4 / above.shape[1] ** 0.5  # where and how far, x apart from y
 

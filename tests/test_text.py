@@ -137,7 +137,7 @@ def test_standardised_states_have_the_table_s_norm(encoders, name):
     assert states.norm(dim=1).mean() == pytest.approx(NORM, rel=1e-3)
     assert states.mean(0).abs().max() < 1e-2
     deviation = states.std(0)
-    alive = deviation > 1e-3  # a few dimensions of MiniLM are constant and stay so
+    alive = deviation > deviation.max() / 2  # a few dimensions of MiniLM are constant but for rounding, and stay small
     assert alive.float().mean() > 0.98 and deviation[alive].std() < 0.01 * deviation[alive].mean()
 
 

@@ -99,7 +99,7 @@ def test_training(benchmark, rte, vae, tmp_path, compiled):
 
     Model FLOPs, forward and backward, are counted by torch and set against a matrix product before and after.
     """
-    recipe = Recipe(steps=100, cache=512, compile=compiled)
+    recipe = Recipe(steps=60, cache=512, compile=compiled)
     before = gemm()
     benchmark.pedantic(train, (recipe, rte, vae, tmp_path / "run"), {"progress": False}, rounds=1)
     speed = read_log(tmp_path / "run" / "log.jsonl")[-1]["images_per_s"]
