@@ -133,7 +133,7 @@ norm depends on the place, neighbours have cosine {ours["neighbour"]:.2f}.""")
 
 # %% [markdown]
 # That order is weak in the input is no proof that it is slow to learn. The experiments of chapter 4 take that up: a model on
-# random tokens first learns everything but the order, and stays there for a long time.
+# random tokens first learns everything but the order.
 
 # %% [markdown]
 # ## What *contextual* means

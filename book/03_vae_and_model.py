@@ -1,5 +1,5 @@
 # %% [markdown]
-# # The VAE and the transformer
+# # 3. The VAE and the transformer
 #
 # A diffusion transformer does not paint pixels. It turns noise into a small array of numbers, a latent, which
 # a separate network, the VAE, unfolds into a picture; a caption steers the way. Two questions, then. **What

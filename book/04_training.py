@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Training
+# # 4. Training
 #
 # Colours can be learned from any caption, and so can shapes. Which object is *above* hangs on the order of
 # the words, and the authors' models needed about ten million images to find that out. **What does the model
@@ -189,8 +189,7 @@ Captioned(lines(log["loss"].dropna().to_frame(), "images seen", "loss", ylim=(0,
 speed = log["images_per_s"].dropna()
 Markdown(f"""
 The loss falls through all stages and does not mark the one at which the relation is learned, since few noise
-levels depend on it. Speed: median {speed.median():.0f} images/s, {speed.quantile(0.1):.0f} to
-{speed.quantile(0.9):.0f} in the middle four fifths of the log.
+levels depend on it. Speed: {speed.median():.0f} images/s in the median of the log's records.
 """)
 
 # %% [markdown]

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Evaluation
+# # 5. Evaluation
 #
 # "Red square is above blue circle" is right or wrong in a way that can be measured: find the objects, compare
 # their places. **How often is the model right, at what does it fail, and how good could any model's score

@@ -138,10 +138,11 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
                 log.write(step=done, images=done * recipe.batch, loss=mean, images_per_s=round(speed, 1))
                 losses, since = [], time.perf_counter()
             if main and evaluate and (done % evaluate_every == 0 or done == recipe.steps):
+                paused = time.perf_counter()
                 with averaged(net, ema):
                     log.write(step=done, images=done * recipe.batch, **evaluate(net))
                     save_snapshot(folder, done, net)
-                since = time.perf_counter()
+                since += time.perf_counter() - paused
             if main and (done % checkpoint_every == 0 or done == last):
                 save_state(folder, done, net, ema, opts)
     accelerator.wait_for_everyone()
