@@ -115,7 +115,7 @@ plots.Captioned(plots.heatmaps({name: cosines(code[:CAPTION_POSITIONS]) for name
                 "Cosines between the position codes of the places in a caption. The paper's code is nearly the same "
                 "vector everywhere; a shorter base and a centred code tell the places apart.")
 
-# %%
+# %% tags=["nbval-check-output"]
 parts = pd.DataFrame({name: position_parts(code) for name, code in (codes | {f"`{model}` here": rte.position}).items()}).T
 parts.round(2)
 

@@ -123,10 +123,10 @@ Captioned(grid(torch.stack([noisy[s][0] for s in levels]), [f"s = {s}" for s in 
 # %%
 safe = max(s for s in levels if (mean.loc[:s, "loose"] >= 0.95 * mean.loc[0.0, "loose"]).all())
 Markdown(f"""
-Up to s = {safe} the loose relation stays within 5 % of what it is without noise: the decoder forgives
-errors of that size. At s = {levels[-1]}, loose is {mean["loose"].iloc[-1]:.2f} and shape
-{mean["shape"].iloc[-1]:.2f}. This noise is independent from cell to cell, unlike the errors of a sampler: the figure says how much the
-decoder tolerates, not how much error a model makes.
+Up to s = {safe} the loose relation stays within 5 % of what it is without noise: the decoder forgives errors
+of that size. At s = {levels[-1]}, loose is {mean["loose"].iloc[-1]:.2f} and shape
+{mean["shape"].iloc[-1]:.2f}. This noise is independent from cell to cell, unlike the errors of a sampler: the
+figure says how much the decoder tolerates, not how much error a model makes.
 """)
 
 # %% [markdown]
