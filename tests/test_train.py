@@ -36,7 +36,7 @@ def timeless(log: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_s")} for record in log]
 
 
-def test_runs_repeat_and_resume_bit_for_bit(run, tmp_path):
+def test_runs_repeat_and_resume_bit_for_bit(run):
     weights, log, state = run("whole")
     first = run("parts", stop_at=50)[1]
     resumed = run("parts", resume=True)

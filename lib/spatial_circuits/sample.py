@@ -38,8 +38,8 @@ def sample(model: PixArtTransformer2DModel, scheduler: DPMSolverMultistepSchedul
     if not len(prompts):
         return torch.empty(0, 4, 16, 16)
     unique = list(dict.fromkeys(["", *prompts]))
-    encoded, device = encoder.encode(unique), next(model.parameters()).device
-    text, mask = encoded.embeddings.to(device), encoded.mask.to(device)         # [U, T, D], [U, T]; row 0 is the null
+    encoded, (device, dtype) = encoder.encode(unique), next((p.device, p.dtype) for p in model.parameters())
+    text, mask = encoded.embeddings.to(device, dtype), encoded.mask.to(device)  # [U, T, D], [U, T]; row 0 is the null
     rows = torch.tensor([unique.index(p) for p in prompts], device=device)
     chunks = torch.arange(len(prompts)).split(batch)
     with tqdm(total=len(prompts), desc="sampling", unit="image", disable=not progress) as bar:
@@ -59,7 +59,8 @@ def _denoise(model, scheduler, latents: Tensor, text: Tensor, mask: Tensor, step
     scheduler.set_timesteps(steps, device=latents.device)
     for i, t in enumerate(scheduler.timesteps):
         timestep = t.expand(2 * len(latents))
-        null, conditional = predict(model, latents.repeat(2, 1, 1, 1), timestep, text, mask).float().chunk(2)
+        both = latents.repeat(2, 1, 1, 1).to(text.dtype)
+        null, conditional = predict(model, both, timestep, text, mask).float().chunk(2)
         latents = scheduler.step(null + guidance * (conditional - null), t, latents).prev_sample
         if on_step:
             on_step(i, latents)

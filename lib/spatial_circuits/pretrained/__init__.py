@@ -4,11 +4,12 @@ A model's folder holds transformer/ and scheduler/ (diffusers), text.json (the e
 log.jsonl (how it was trained), evaluation.json (`spatial-circuits evaluate`), snapshots/ (cross-attention weights along
 the run) and manifest.json (sha256 of every file). The VAE is shared, in the folder `vae`.
 """
+import copy
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from torch import Tensor
 
 from ..noise import Noise
+from ..recipe import precision
 from ..sample import sample
 from ..text import Encoder, encoder
 from ..vae import VAE
@@ -43,6 +45,13 @@ class Model:
     def images(self, prompts: list[str], seeds: list[int], **options) -> Tensor:
         """Pictures, uint8 [B, 3, 128, 128]."""
         return self.vae.decode(self.latents(prompts, seeds, **options))
+
+    def fast(self) -> "Model":
+        """This model in bf16 where the processor multiplies it fast (about 2.5 times as many pictures), else itself."""
+        if precision("auto") != "bf16":
+            return self
+        half = VAE(copy.deepcopy(self.vae.model).bfloat16(), self.vae.mean, self.vae.std)
+        return replace(self, transformer=copy.deepcopy(self.transformer).bfloat16(), vae=half)
 
     def to(self, device: str | torch.device) -> "Model":
         self.transformer.to(device)
