@@ -77,6 +77,12 @@ Markdown(f"{state} {len(found)} of {len(CLAIMS)} claims have been tested.")
 # 3. [VAE and model](03_vae_and_model.ipynb): from pixels to latents, and the transformer between.
 # 4. [Training](04_training.ipynb): a live run, the order of learning, and what was tried.
 # 5. [Evaluation](05_evaluation.ipynb): metrics, their ceiling, and failures.
+# 6. [Attention synopsis](06_synopsis.ipynb): which heads look from an object to which word.
+# 7. [The relation head](07_relation_head.ipynb): a word becomes a place, before there is a picture.
+# 8. [The object head](08_object_head.ipynb): a place becomes a shape.
+# 9. [Ablation and patching](09_ablation.ipynb): what fails without a head, and what a head carries.
+# 10. [Injection](10_injection.ipynb): a relation written into the model by hand.
+# 11. [The circuit assembled](11_circuit.ipynb): faithful, complete, minimal?
 #
 # Each chapter opens with a question and closes with what was established and what was not.
 #

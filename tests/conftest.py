@@ -67,3 +67,36 @@ def saved(tmp_path_factory, lively):
     from spatial_circuits.pretrained import save
     return save(tmp_path_factory.mktemp("models") / "untrained", lively(), {"name": "rte", "options": {}}, noise=Noise(),
                 command="none: untrained")
+
+
+@pytest.fixture(scope="session")
+def tiny(lively, rte, vae):
+    """An untrained model, ready to sample: 2 layers of 2 heads of 8 dimensions. Nobody may change it."""
+    from pathlib import Path
+
+    from spatial_circuits.noise import Noise
+    from spatial_circuits.pretrained import Model
+    return Model("tiny", lively(), Noise().scheduler(), rte, vae, Noise(), {"name": "rte", "options": {}}, Path("tiny"))
+
+
+class Album:
+    """In place of a VAE: keeps the latents it is to decode, and gives the next of its pictures (grey ones by default)."""
+
+    def __init__(self, pictures=None):
+        self.pictures, self.seen = pictures, []
+
+    def decode(self, latents):
+        start = sum(map(len, self.seen))
+        self.seen.append(latents)
+        grey = torch.full((len(latents), 3, 128, 128), 128, dtype=torch.uint8)
+        return grey if self.pictures is None else self.pictures[start:start + len(latents)]
+
+    @property
+    def latents(self):
+        return torch.cat(self.seen)
+
+
+@pytest.fixture(scope="session")
+def album():
+    """The class Album."""
+    return Album

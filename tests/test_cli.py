@@ -124,3 +124,24 @@ def test_bad_input_is_one_line_exit_2_and_writes_nothing(arguments, needles, sav
         code, lines = error.code, capsys.readouterr().err.splitlines()[-1:]
     assert code == 2 and all(needle in lines[0] for needle in needles), lines
     assert list(tmp_path.iterdir()) == []
+
+
+def test_analyses_write_their_tables(capsys):
+    assert main(["screen", "--json", "screen.json"]) == 0
+    assert len({h["name"] for h in json.loads(Path("screen.json").read_text())["heads"]}) == 24
+    assert main(["ablate", "--limit", "2", "--heads", "L1H3", "--kind", "zero", "--when", "0", "1", "--json", "ablation.json"]) == 0
+    record = json.loads(Path("ablation.json").read_text())
+    assert record["model"] == "rte" and record["command"].startswith("spatial-circuits ablate --limit 2")
+    assert main(["synopsis", "--limit", "2", "--images-per-prompt", "1", "--step", "0", "--json", "synopsis.json"]) == 0
+    assert json.loads(Path("synopsis.json").read_text())["step"] == 0
+
+
+@pytest.mark.parametrize("line, message", [
+    ("ablate --heads L9H0", "head L9H0 is out of range"), ("ablate --role verb", "role 'verb' is unknown"),
+    ("ablate --when 99", "step 99 is out of range"), ("synopsis --step last", "step 'last' is out of range"),
+    ("circuit --limit 2", "2 prompts are too few"), ("screen --model nowhere", "no model 'nowhere'"),
+])
+def test_analyses_refuse_in_one_line(line, message, capsys):
+    assert main([*line.split(), "--json", "out.json"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not Path("out.json").exists()

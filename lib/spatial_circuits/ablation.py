@@ -30,7 +30,7 @@ def name(layer: int, head: int) -> str:
 def heads_of(model) -> list[tuple[int, int]]:
     """Every cross-attention head (layer, head) of a `pretrained.Model`."""
     blocks = model.transformer.transformer_blocks
-    return [(layer, head) for layer, block in enumerate(blocks) for head in range(block.attn2.heads)]
+    return [(layer, head) for layer, block in enumerate(blocks) for head in range(block.attn1.heads)]
 
 
 def others(model, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -41,7 +41,7 @@ def others(model, heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def conditions(model, sets: dict[str, Sequence[tuple[int, int]]]) -> tuple[list[str], Tensor]:
     """Names, the intact model first, and masks [C, L, H] of sets of heads."""
     blocks = model.transformer.transformer_blocks
-    where = torch.zeros(1 + len(sets), len(blocks), blocks[0].attn2.heads, dtype=torch.bool)
+    where = torch.zeros(1 + len(sets), len(blocks), blocks[0].attn1.heads, dtype=torch.bool)
     for row, heads in zip(where[1:], sets.values()):
         for layer, head in heads:
             if not (0 <= layer < where.shape[1] and 0 <= head < where.shape[2]):
@@ -63,13 +63,13 @@ def sweep(model, prompts: Sequence[str], names: Sequence[str], hooks: Sequence[H
           batch: int = 128, progress: bool = False, scored: Sequence[str] | None = None, **options) -> pd.DataFrame:
     """Draw and score every picture under each of the named conditions: `metrics.score`'s frame plus condition and seed.
 
-    `hooks` describe pictures x conditions samples, conditions varying fastest (see `spread`). `prompts` may hold a list
-    of prompts for each condition; `scored` are the prompts to score against if not those drawn.
+    `hooks` describe pictures x conditions samples, conditions varying fastest (see `spread`). `prompts` and `scored`,
+    the prompts to score against if not those drawn, may hold a list with a prompt for each condition.
     """
     told, seeds = pictures(prompts, per_prompt, seed)
-    told = [t for p in told for t in ([p] * len(names) if isinstance(p, str) else p)]
-    seeds = [s for s in seeds for _ in names]
-    against = told if scored is None else [s for s in scored for _ in range(per_prompt * len(names))]
+    flat = lambda rows: [x for row in rows for x in ([row] * len(names) if isinstance(row, str) else row)]
+    told, seeds = flat(told), [s for s in seeds for _ in names]
+    against = told if scored is None else flat(s for s in scored for _ in range(per_prompt))
     batch = max(1, batch // len(names)) * len(names)                 # all conditions of a picture stay in one batch
     latents = run(model, told, seeds, *hooks, batch=batch, progress=progress, **options)
     parts = range(0, len(told), 256)
@@ -85,20 +85,20 @@ def spread(values: Tensor, pictures: int) -> Tensor:
 
 
 def ablate(model, prompts: Sequence[str], sets: dict[str, Sequence[tuple[int, int]]], per_prompt: int = 1, seed: int = 1,
-           mean: Tensor | None = None, half: str = "cond", **options) -> pd.DataFrame:
-    """Scores without each set of heads (zero ablation, or mean ablation with `mean` from `mean_outputs`).
+           mean: Tensor | None = None, half: str = "cond", when: Sequence[int] | None = None, **options) -> pd.DataFrame:
+    """Scores without each set of heads (zero ablation, or mean ablation with `mean` from `mean_outputs`), at steps `when`.
 
     Frame as of `sweep`, condition "intact" first. Raises ValueError for a head out of range or an unencodable prompt,
     before sampling.
     """
     names, where = conditions(model, sets)
-    hooks = [Ablate(spread(where, len(prompts) * per_prompt), mean, half)] if where.any() else []
+    hooks = [Ablate(spread(where, len(prompts) * per_prompt), mean, half, steps=when)] if where.any() else []
     return sweep(model, prompts, names, hooks, per_prompt, seed, **options)
 
 
 def mask_roles(model, prompts: Sequence[str], groups: dict[str, tuple[str, Sequence[tuple[int, int]] | None]], per_prompt: int = 1,
-               seed: int = 1, half: str = "cond", **options) -> pd.DataFrame:
-    """Scores with the tokens of a role hidden: `groups` name conditions (role, heads or None for all heads).
+               seed: int = 1, half: str = "cond", when: Sequence[int] | None = None, **options) -> pd.DataFrame:
+    """Scores with the tokens of a role hidden at steps `when`: `groups` name conditions (role, heads or None for all).
 
     Raises ValueError for a role that a prompt does not hold, before sampling.
     """
@@ -107,8 +107,34 @@ def mask_roles(model, prompts: Sequence[str], groups: dict[str, tuple[str, Seque
     names, where = conditions(model, {k: everywhere if heads is None else heads for k, (_, heads) in groups.items()})
     hidden = torch.stack([torch.zeros_like(next(iter(keys.values()))), *(keys[role] for role, _ in groups.values())], 1)
     hidden = hidden.repeat_interleave(per_prompt, 0).flatten(0, 1)                         # [P * n * C, T]
-    hook = MaskKeys(hidden, spread(where, len(prompts) * per_prompt), half)
+    hook = MaskKeys(hidden, spread(where, len(prompts) * per_prompt), half, steps=when)
     return sweep(model, prompts, names, [hook], per_prompt, seed, **options)
+
+
+def knock(model, prompts: Sequence[str], mean: Tensor | None = None, candidates: Sequence[tuple[int, int]] | None = None,
+          rounds: int = 4, lost: float = 1 / 3, **options) -> pd.DataFrame:
+    """Heads taken away greedily: each round the one without which, besides those gone already, most pictures have both
+    objects but in the wrong places (unique binding minus loose).
+
+    Ends after `rounds`, or when loose has lost the share `lost` of the intact model's. A row a round, of the heads gone so
+    far: name, head, misplaced, shape, unique_binding, loose, lost. `candidates` are all heads by default.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; it must be at least 1")
+    gone: list[tuple[int, int]] = []
+    rows = []
+    while len(rows) < rounds and (not rows or rows[-1]["lost"] < lost):
+        sets = {name(*h): [*gone, h] for h in (candidates or heads_of(model)) if h not in gone}
+        if not sets:
+            break
+        frame = ablate(model, prompts, sets, mean=mean, **options)
+        table = frame.groupby("condition", sort=False)[["shape", "unique_binding", "loose"]].mean()
+        table.insert(0, "misplaced", table["unique_binding"] - table["loose"])
+        best = table.drop(INTACT)["misplaced"].idxmax()
+        gone = sets[best]
+        share = 1 - table.loc[best, "loose"] / max(table.loc[INTACT, "loose"], 1e-9)
+        rows.append({"name": best, "head": gone[-1], **table.loc[best], "lost": share})
+    return pd.DataFrame(rows)
 
 
 def role_mask(encoder: Encoder, prompts: Sequence[str], role: str) -> Tensor:

@@ -1,8 +1,8 @@
 """Circuit: which heads belong to it, and three tests of it: faithful, complete, minimal (as for IOI in GPT-2).
 
-Members are found by patching alone: the smallest greedy set that carries the shape, the one that carries the colour, and
-the one that carries the relation without these two, since the relation ends in *which* shape and colour go where. All
-that is left over, every other cross-attention head, is mean-ablated when the circuit is put to the test.
+Members are found by patching alone: a small greedy set that carries the shape, one that carries the colour, and one that
+carries the relation without these two, since the relation ends in *which* shape and colour go where. To carry is both: to
+be enough, and to leave nothing behind that would do. Every other cross-attention head is mean-ablated in the tests.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,9 @@ class Circuit:
 
 
 def find(model, prompts: Sequence[str], target: float = 0.9, limit: int = 6, **options) -> Circuit:
-    """The circuit of a model, from paired prompts alone; `target` is the effect at which a set is complete."""
+    """The circuit of a model, from paired prompts alone; `target` is the effect at which a set is complete, measured at every
+    other step."""
+    options = {"every": 2, **options}
     shape = grow(model, prompts, "shape", target, limit, **options)
     colour = grow(model, prompts, "colour", target, limit, **options)
     output = [*shape["head"], *colour["head"]]

@@ -1,7 +1,7 @@
 """Claims: what the paper says (arXiv 2601.06338), where this book tests it, and what the shipped runs say so far.
 
-A status is computed from a model's folder, never typed in: from evaluation.json (written by `spatial-circuits
-evaluate --json`) if the folder holds one, else from the last evaluation in its training log.
+A status is computed from a model's folder, never typed in: from evaluation.json, synopsis.json, screen.json, ablation.json
+and circuit.json (written by `spatial-circuits evaluate|synopsis|screen|ablate|circuit --json`) and the training log.
 """
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ CLAIMS = (
           "ceiling", ".415 and .207", "12"),
     Claim("C4", "Depth matters: three layers never learn relations", "loose relation .09", "12"),
     Claim("C5", "Attention summed over token roles singles out a relation head and an object head",
-          "layer 2 head 8, layer 4 head 3", "6"),
+          "layer 2 head 8, layer 4 head 3", "[6](06_synopsis.ipynb)"),
     Claim("C6", "The relation head needs no picture: position embedding and relation word alone give a ramp toward "
-          "the named side", "cosine with an ideal ramp .93 to .98", "7"),
+          "the named side", "cosine with an ideal ramp .93 to .98", "[7](07_relation_head.ipynb)"),
     Claim("C7", "The object head acts later, links the marked region to the shape word and carries shape only",
-          "sampling steps 4 to 8", "8"),
+          "sampling steps 4 to 8", "[8](08_object_head.ipynb)"),
     Claim("C8", "The relation head's output, injected into the position embedding, moves the object head's attention",
-          "shown by example", "10"),
+          "shown by example", "[10](10_injection.ipynb)"),
     Claim("C9", "Without the relation head relations fail, without the object head shapes fail; other heads matter "
-          "little", "relation .67 to .33, shape .90 to .76", "9"),
+          "little", "relation .67 to .33, shape .90 to .76", "[9](09_ablation.ipynb)"),
     Claim("C10", "With a contextual encoder the relation is read from the second shape word, not from the relation word",
           "masking shape2 halves all scores", "13"),
     Claim("C11", "The relation explains a good part of that token's variance",
@@ -114,7 +114,72 @@ def evidence(folder: Path) -> dict[str, Evidence]:
         out["C2"] = Evidence(status, ".5 reached after " + ", ".join(
             f"{v / 1000:,.0f} k ({NAMES[m]})" if math.isfinite(v) else f"never ({NAMES[m]})" for m, v in images.items())
             + " images")
+    found = {name: json.loads(path.read_text()) for name in ("synopsis", "screen", "ablation", "circuit")
+             if (path := folder / f"{name}.json").exists()}
+    for claim, (judge, needs) in _JUDGES.items():
+        if all(n in found for n in needs):
+            out[claim] = judge(*(found[n] for n in needs))
     return out
+
+
+def _tops(synopsis: dict, score: str) -> list[dict]:
+    return sorted((h for h in synopsis["heads"] if h["score"] == score), key=lambda h: -h["mean"])
+
+
+def _single_heads(synopsis: dict) -> Evidence:
+    parts, certain, single = [], True, True
+    for score in ("relation", "object"):
+        first, second = _tops(synopsis, score)[:2]
+        certain, single = certain and first["p"] < 0.05, single and first["low"] > second["high"]
+        parts.append(f"{score} head {first['name']} {first['mean']:.2f} [{first['low']:.2f}, {first['high']:.2f}], next {second['name']} "
+                     f"{second['mean']:.2f}")
+    return Evidence("holds" if certain and single else "partly" if certain else "does not hold", "; ".join(parts))
+
+
+def _ramp(screen: dict, synopsis: dict) -> Evidence:
+    names = {h["name"] for h in screen["heads"]}
+    rows = {n: [h for h in screen["heads"] if h["name"] == n] for n in names}
+    best = max(names, key=lambda n: sum(abs(h["projection"]) for h in rows[n]))
+    toward = [h["word"] for h in rows[best] if h["cosine"] >= 0.9]
+    curve = synopsis["curves"]["relation"]
+    first = curve["share"]["object 1"]["relation"][0]
+    status = "holds" if len(toward) == len(rows[best]) else "partly" if len(toward) >= len(rows[best]) / 2 else "does not hold"
+    return Evidence(status, f"{best}: cosine at least .9 for {len(toward)} of {len(rows[best])} words ({', '.join(toward)}); "
+                    f"{curve['name']} gives the relation {first:.2f} of its attention at step 0")
+
+
+def _timing(synopsis: dict, ablation: dict) -> Evidence:
+    curve = synopsis["curves"]["object"]
+    own = [(a + b) / 2 for a, b in zip(curve["share"]["object 1"]["shape1"], curve["share"]["object 2"]["shape2"])]
+    change = {e["metric"]: e["change"] for e in ablation["effects"] if e["condition"] == curve["name"]}
+    late, only = own[0] < max(own) / 2, change["shape"] < 2 * change["color"] < 0.2
+    return Evidence(("does not hold", "partly", "holds")[late + only], f"{curve['name']} attends to its own shape word with {own[0]:.2f} at step 0, "
+                    f"{max(own):.2f} at most (step {own.index(max(own))}); without it shape {change['shape']:+.2f}, colour {change['color']:+.2f}")
+
+
+def _moved(circuit: dict) -> Evidence:
+    loose = {r["condition"]: r for r in circuit["injection"] if r["metric"] == "loose"}
+    ours, control = loose["relation 1"], loose["random 1"]
+    status = "does not hold" if ours["low"] <= control["high"] else "holds" if ours["mean"] >= 0.5 else "partly"
+    return Evidence(status, f"opposite relation injected at scale 1: obeyed in {ours['mean']:.2f} [{ours['low']:.2f}, {ours['high']:.2f}], "
+                    f"random vector of equal norm {control['mean']:.2f}")
+
+
+def _ablated(ablation: dict, synopsis: dict, circuit: dict) -> Evidence:
+    def of(rows: list[dict], condition: str, metric: str) -> dict:
+        return next(r for r in rows if r["condition"] == condition and r["metric"] == metric)
+    rows, relation, shape = ablation["effects"], _tops(synopsis, "relation")[0]["name"], _tops(synopsis, "object")[0]["name"]
+    intact = of(rows, "intact", "loose")["mean"]
+    alone, together = of(rows, relation, "loose"), of(circuit["without"], "relation", "loose")
+    lost = of(rows, shape, "shape")
+    falls = alone["change"] <= -intact / 3, together["change"] <= -intact / 3, lost["change_high"] < 0
+    status = "holds" if falls[0] and falls[2] else "partly" if falls[1] and falls[2] else "does not hold"
+    return Evidence(status, f"without {relation} relation {intact:.2f} to {alone['mean']:.2f}; without {', '.join(circuit['circuit']['relation'])} "
+                    f"to {together['mean']:.2f}; without {shape} shape {of(rows, 'intact', 'shape')['mean']:.2f} to {lost['mean']:.2f}")
+
+
+_JUDGES = {"C5": (_single_heads, ("synopsis",)), "C6": (_ramp, ("screen", "synopsis")), "C7": (_timing, ("synopsis", "ablation")),
+           "C8": (_moved, ("circuit",)), "C9": (_ablated, ("ablation", "synopsis", "circuit"))}
 
 
 def table(found: dict[str, Evidence]) -> str:

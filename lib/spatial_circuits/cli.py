@@ -1,4 +1,4 @@
-"""The command `spatial-circuits`: train, evaluate, sample, export, run-book. Each prints what it does."""
+"""The command `spatial-circuits`: train, evaluate, analyse, sample, export, run-book. Each prints what it does."""
 import argparse
 import json
 import os
@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="spatial-circuits", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_train, _add_train_vae, _add_evaluate, _add_sample, _add_export, _add_book):
+    for add in (_add_train, _add_train_vae, _add_evaluate, _add_analyses, _add_sample, _add_export, _add_book):
         add(commands)
     options = parser.parse_args(arguments)
     options.line = shlex.join(["spatial-circuits", *arguments])
@@ -126,6 +126,60 @@ def _evaluate(options) -> None:
         write_json(options.json, {"model": model.name, "prompts": options.prompts, "limit": options.limit,
                                   "images_per_prompt": options.images_per_prompt, "seed": options.seed,
                                   "mode": options.mode, "command": options.line, "metrics": metrics})
+
+
+def _add_analyses(commands) -> None:
+    texts = {"synopsis": "attention from objects to words, head by head (chapter 6)",
+             "screen": "ramps that direction words draw, from the weights alone (chapter 7)",
+             "ablate": "what fails without each head (chapter 9)",
+             "circuit": "find the circuit, test it, and inject relations (chapters 10 and 11)"}
+    for command, text in texts.items():
+        p = commands.add_parser(command, help=text)
+        p.add_argument("--model", default="rte", help="a shipped model's name or a folder")
+        p.add_argument("--prompts", default="96" if command == "synopsis" else "264", choices=("264", "96", "22"))
+        p.add_argument("--limit", type=positive, help="only N prompts, spread over the set")
+        if command != "screen":
+            p.add_argument("--images-per-prompt", type=positive, default=4 if command == "synopsis" else 1)
+            p.add_argument("--seed", type=int, default=1)
+            p.add_argument("--precise", action="store_true", help="fp32 also where bf16 is faster")
+        if command == "synopsis":
+            p.add_argument("--step", default="mean", help="a step's number, mean or max")
+        if command == "ablate":
+            p.add_argument("--heads", nargs="+", default=[], metavar="L0H0", help="default: every head, each alone")
+            p.add_argument("--together", action="store_true", help="the named heads as one set")
+            p.add_argument("--kind", default="mean", choices=("mean", "zero"))
+            p.add_argument("--role", help="hide this role's tokens from the heads instead: shape1, relation, ...")
+            p.add_argument("--when", nargs="+", type=int, metavar="STEP", help="only at these sampling steps")
+        p.add_argument("--json", help="write the table to this file")
+        p.set_defaults(run=_analyse)
+
+
+def _analyse(options) -> None:
+    import pandas as pd
+    from . import study
+    from .metrics import prompt_set
+    from .pretrained import load
+    model, prompts = load(options.model), prompt_set(options.prompts)
+    prompts = prompts[::max(1, len(prompts) // (options.limit or len(prompts)))][:options.limit]
+    if options.command == "screen":
+        record = study.run_screen(model, prompts)
+        print(pd.DataFrame(record["heads"]).pivot(index="name", columns="word", values="cosine").round(2).to_string())
+    else:
+        net, common = model if options.precise else model.fast(), (options.images_per_prompt, options.seed)
+    if options.command == "synopsis":
+        step = int(options.step) if options.step.lstrip("-").isdecimal() else options.step
+        record = study.run_synopsis(net, prompts, *common, step, progress=True)
+        print(pd.DataFrame(record["heads"]).groupby("score", sort=False).head(6).round(4).to_string(index=False))
+    if options.command == "ablate":
+        record = study.run_ablate(net, prompts, *common, options.heads, options.together, options.kind, options.role,
+                                  options.when, progress=True)
+        print(pd.DataFrame(record["effects"]).pivot(index="condition", columns="metric", values="change").round(3).to_string())
+    if options.command == "circuit":
+        record = study.run_circuit(net, prompts, *common, progress=True)
+        print(", ".join(f"{role}: {' '.join(heads)}" for role, heads in record["circuit"].items()))
+        print(pd.DataFrame(record["tests"]["loose"]).round(3).to_string(index=False))
+    if options.json:
+        write_json(options.json, {"model": model.name, "command": options.line, **record})
 
 
 def _add_sample(commands) -> None:

@@ -31,6 +31,12 @@ def _check_stage(stage: str) -> None:
         raise ValueError(f"stage {stage!r} cannot be patched; choose from {', '.join(allowed)}")
 
 
+def _one(half: str) -> str:
+    if half not in HALVES:
+        raise ValueError(f"half {half!r} is unknown or not one; choose from {', '.join(HALVES)}")
+    return half
+
+
 class Ablate(Edit):
     """Zero ablation of heads' outputs, or mean ablation if `mean` [steps, halves, L, H, N, d] is given (from `Outputs`)."""
 
@@ -110,6 +116,9 @@ class _Send(Edit):
         self.path, self.head, self.source = path, sender[1], source
         self.samples = torch.ones(1, dtype=torch.bool) if samples is None else samples
 
+    def __str__(self) -> str:
+        return type(self.path).__name__
+
     def act(self, call: Call, active: Tensor) -> None:
         own = call.output[:, self.head]                                                     # [B, N, d]
         part = slice(self.head * own.shape[-1], (self.head + 1) * own.shape[-1])
@@ -124,6 +133,8 @@ class _Receive(Edit):
     def __init__(self, path: PathPatch, sender: tuple[int, int], receiver: Heads, scope: dict):
         super().__init__(receiver, **scope)
         self.path, self.sender = path, sender
+
+    __str__ = _Send.__str__
 
     def bind(self, model) -> None:
         super().bind(model)
@@ -161,7 +172,7 @@ class PatchStream(Edit):
         self.source, self.tokens = source, tokens
 
     def stream(self, x: Tensor, layer: int, session, active: Tensor) -> Tensor:
-        here = active[:, None, None] if self.tokens is None else active[:, None, None] & self.tokens[:, None]
+        here = active[:, None, None] if self.tokens is None else active[:, None, None] & self.tokens.to(x.device)[:, None]
         return torch.where(here, x[Call.rows(session, self.source)], x)
 
 
@@ -169,7 +180,7 @@ class Patterns(Reader):
     """Keeps the patterns of a few heads: `maps[layer, head]` is [S, steps, N, T] afterwards, of one half."""
 
     def __init__(self, where: Heads, kind: str = "cross", steps: Sequence[int] | None = None, half: str = "cond"):
-        super().__init__(where, kind, steps, half)
+        super().__init__(where, kind, steps, _one(half))
         self.kept: dict = {tuple(head): [] for head in where}
 
     def read(self, call: Call) -> None:
@@ -219,7 +230,7 @@ class Inputs(Reader):
     """Running mean of the residual stream as each layer's cross-attention reads it: `mean` [L, N, D], at one step."""
 
     def __init__(self, step: int = 0, half: str = "cond"):
-        super().__init__(steps=[step], half=half)
+        super().__init__(steps=[step], half=_one(half))
         self.sums, self.count = {}, {}
 
     def read(self, call: Call) -> None:
@@ -236,7 +247,7 @@ class Stream(Reader):
     """Keeps the residual stream as `layer` receives it: `values` [S, steps, N, D] afterwards, of one half."""
 
     def __init__(self, layer: int, steps: Sequence[int] | None = None, half: str = "cond"):
-        super().__init__([(layer, 0)], "residual", steps, half)
+        super().__init__([(layer, 0)], "residual", steps, _one(half))
         self.kept: list = []
 
     def stream(self, x: Tensor, layer: int, session, active: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ class Call:
         Raises ValueError if that sample is in another batch.
         """
         wanted, first = source[self.sample], self.sample.min()
-        if bool(((wanted < first) | (wanted > self.sample.max())).any()):
-            raise ValueError(f"a sample takes from sample {int(wanted.max())}, which is not in its batch of samples "
+        outside = wanted[(wanted < first) | (wanted > self.sample.max())]
+        if len(outside):
+            raise ValueError(f"a sample takes from sample {int(outside[0])}, which is not in its batch of samples "
                              f"{int(first)} to {int(self.sample.max())}; keep both in one batch")
         return wanted + self.local
 
@@ -97,6 +98,8 @@ class Hook:
         blocks, device = model.transformer_blocks, next(model.parameters()).device
         if self.kind == "cross" and any(block.attn2 is None for block in blocks):
             raise ValueError("the model has no cross-attention in some block; cross-attention hooks do not apply")
+        if self.kind == "residual" and not hasattr(self, "stream"):
+            raise ValueError(f"{self} acts on attention, not on the residual stream")
         shape = (len(blocks) + 1, 1) if self.kind == "residual" else (len(blocks), blocks[0].attn1.heads)
         self.chosen, self.fired = head_mask(self.where, *shape).to(device), False          # [S or 1, L, H]
         if self.steps is not None and not isinstance(self.steps, Tensor):
@@ -260,7 +263,7 @@ def hooked(model: nn.Module, *hooks: Hook, halves: Sequence[str] = HALVES) -> It
                     before.append((module, module.processor))
                     module.processor = _Processor(session, kind, layer, here)
         streams = [*model.transformer_blocks, model.norm_out]  # the residual stream as each of these receives it
-        for part in (p for p in parts if p.kind == "residual"):
+        for part in sorted((p for p in parts if p.kind == "residual"), key=lambda p: isinstance(p, Reader)):
             for layer in part.layers():
                 handles.append(streams[layer].register_forward_pre_hook(_on_stream(session, part, layer)))
         yield

@@ -37,7 +37,7 @@ def patterns(model, prompts: Sequence[str], stream: Tensor, layer: int) -> Tenso
     x = stream.float().expand(len(prompts), *stream.shape[-2:])
     queries = torch.einsum("bnD,hdD->bhnd", x, w["q"][layer]) + w["bq"][layer, :, None]
     scores = queries @ keys.transpose(-1, -2) * w["k"].shape[2] ** -0.5
-    return scores.masked_fill(~text.mask[:, None, None], -torch.inf).softmax(-1)
+    return scores.masked_fill(~text.mask[:, None, None].to(scores.device), -torch.inf).softmax(-1)
 
 
 def injected(model, prompts: Sequence[str], stream: Tensor, vectors: Tensor, reader: tuple[int, int],
@@ -47,12 +47,19 @@ def injected(model, prompts: Sequence[str], stream: Tensor, vectors: Tensor, rea
     return torch.stack([patterns(model, prompts, stream + a * vectors, layer)[:, head] for a in alphas])
 
 
+def _relations(prompts: Sequence[str]) -> list[int]:
+    said = [parse(p).relation for p in prompts]
+    if None in said:
+        raise ValueError(f"prompt {prompts[said.index(None)]!r} says no relation")
+    return said
+
+
 def relation_vectors(model, prompts: Sequence[str], heads: Heads, per_prompt: int = 1, seed: int = 2, **options) -> Tensor:
     """[8, steps, N, D]: the mean write of these heads for each relation, minus the mean over relations.
 
-    Raises ValueError if the prompts leave a relation out.
+    Raises ValueError if a prompt says no relation or the prompts leave one out.
     """
-    relation = torch.tensor([parse(p).relation for p in prompts])
+    relation = torch.tensor(_relations(prompts))
     missing = [r for i, r in enumerate(RELATIONS) if not (relation == i).any()]
     if missing:
         raise ValueError(f"no prompt for the relation {missing[0]}; the mean needs prompts of all {len(RELATIONS)}")
@@ -65,10 +72,8 @@ def relation_vectors(model, prompts: Sequence[str], heads: Heads, per_prompt: in
 
 def restated(prompt: str, relation: int) -> str:
     """The prompt with its relation phrase replaced by the first phrase of another relation."""
-    said = parse(prompt)
-    if said.relation is None:
-        raise ValueError(f"prompt {prompt!r} says no relation")
-    start, end = next((s, e) for s, e, role in said.spans if role == "relation")
+    _relations([prompt])
+    start, end = next((s, e) for s, e, role in parse(prompt).spans if role == "relation")
     return prompt[:start] + PHRASES[PHRASE_RELATION.index(relation)] + prompt[end:]
 
 
@@ -79,24 +84,26 @@ def rotation(width: int, seed: int = 0) -> Tensor:
 
 
 def steer(model, prompts: Sequence[str], targets: Sequence[int], vectors: Tensor, scales: Sequence[float],
-          site: str = "residual stream", layer: int | None = None, per_prompt: int = 1, seed: int = 1, **options) -> pd.DataFrame:
+          site: str = "residual stream", layer: int | None = None, per_prompt: int = 1, seed: int = 1,
+          when: Sequence[int] | None = None, **options) -> pd.DataFrame:
     """Samples in which the relation's vector is exchanged for the target's, scored against the target relation.
 
     `targets` [P] number the wanted relations; `vectors` [8, N, D]. Columns of `metrics.score` plus condition, seed, scale
-    and vector ("relation" or "random"). Raises ValueError for an unknown site or unequal lengths.
+    and vector ("relation" or "random"). Raises ValueError for an unknown site, unequal lengths, or a prompt without a
+    relation.
     """
     if site not in SITES:
         raise ValueError(f"site {site!r} is unknown; choose from {', '.join(SITES)}")
     if len(targets) != len(prompts):
         raise ValueError(f"{len(targets)} targets for {len(prompts)} prompts; give one each")
-    now = [parse(p).relation for p in prompts]
-    delta = vectors[list(targets)] - vectors[now]                                             # [P, N, D]
+    delta = vectors[list(targets)] - vectors[_relations(prompts)]                                  # [P, N, D]
     turned = delta @ rotation(delta.shape[-1], seed).T
     rows = [(s, kind) for kind in ("relation", "random") for s in scales]
     added = torch.stack([s * (delta if kind == "relation" else turned) for s, kind in rows], 1)
     added = added.repeat_interleave(per_prompt, 0).flatten(0, 1)                              # [P * n * C, N, D]
     names = [f"{kind} {s:g}" for s, kind in rows]
-    frame = sweep(model, prompts, names, [AddStream(added, SITES[site] if layer is None else layer)], per_prompt, seed,
+    hook = AddStream(added, SITES[site] if layer is None else layer, steps=when)
+    frame = sweep(model, prompts, names, [hook], per_prompt, seed,
                   scored=[restated(p, t) for p, t in zip(prompts, targets)], **options)
     times = len(frame) // len(rows)
     return frame.assign(scale=[s for s, _ in rows] * times, vector=[kind for _, kind in rows] * times)

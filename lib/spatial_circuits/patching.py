@@ -16,7 +16,7 @@ from .ablation import conditions, heads_of, name, pictures, spread, sweep
 from .captions import PHRASES, parse
 from .dit import predict
 from .edits import Patch, PathPatch
-from .hooks import Heads, hooked
+from .hooks import Call, Heads, Reader, hooked
 from .sample import initial_noise
 from .scenes import COLORS, SHAPES
 
@@ -121,61 +121,110 @@ def patch_paths(model, prompts: Sequence[str], factor: str, senders: dict[str, H
 
 
 @torch.no_grad()
-def prediction_effects(model, prompts: Sequence[str], factor: str, sets: dict[str, Heads], stage: str = "output",
-                       steps: int = 14, seed: int = 1, batch: int = 256) -> pd.DataFrame:
-    """How far each set of heads, patched from the clean prompt, turns the counterpart's predicted noise into the clean one's.
+def prediction_effects(model, prompts: Sequence[str], factor: str, sets: dict[str, Heads], direction: str = "denoising",
+                       stage: str = "output", steps: int = 14, every: int = 1, seed: int = 1, batch: int = 256) -> pd.DataFrame:
+    """How far each set of heads, patched from one prompt of a pair, turns the other's predicted noise into the first's.
 
-    No sampling but the clean runs: at their latents x_t every condition makes one conditional prediction eps, and
+    No sampling but the clean runs: at their latents x_t, `every` so many steps, each condition makes one conditional
+    prediction eps, and with denoising (clean parts in the counterpart's run)
 
         effect = 1 - sum_t |eps_patched - eps_clean|^2 / sum_t |eps_counterpart - eps_clean|^2,
 
-    0 for no effect and 1 if the set carries all of the factor. A continuous score, so it sees heads whose share alone
-    turns no picture. Rows: prompts, columns: sets. Raises ValueError as `patch` does.
+    0 for no effect and 1 if the set is enough to carry the factor. Noising is the reverse: 1 if nothing of the factor
+    survives without the set. "both" is the smaller of the two. A continuous score, so it sees heads whose share alone turns no
+    picture. Rows: prompts, columns: sets. Raises ValueError as `patch` does.
     """
-    told, source = _pairs(prompts, factor, "denoising", len(sets))
+    ways = DIRECTIONS if direction == "both" else (direction,)
+    parts = [_pairs(prompts, factor, way, len(sets)) for way in ways]                         # clean, counterpart, patched ...
+    told = [sum((rows[i][2:] for rows, _ in parts[1:]), parts[0][0][i]) for i in range(len(prompts))]
+    source = torch.cat([parts[0][1], *(s[2:] for _, s in parts[1:])])
     _, where = conditions(model, sets)
-    where = torch.cat([torch.zeros_like(where[:1]), where])
+    where = torch.cat([torch.zeros_like(where[:1]), where[:1], *[where[1:]] * len(ways)])
     trace: list[Tensor] = [initial_noise(seeds := pictures(prompts, 1, seed)[1])]
     model.latents(list(prompts), seeds, steps=steps, batch=len(prompts), on_step=lambda i, x: trace.append(x.cpu()))
     scheduler, net = type(model.scheduler).from_config(model.scheduler.config), model.transformer
     scheduler.set_timesteps(steps)
-    text = model.encoder.encode(sorted({p for row in told for p in row}))
-    index = {p: i for i, p in enumerate(sorted({p for row in told for p in row}))}
+    unique = sorted({p for row in told for p in row})
+    text = model.encoder.encode(unique)
     device, dtype = next((p.device, p.dtype) for p in net.parameters())
     size = max(1, batch // len(source))                                                       # pictures at once
     errors = torch.zeros(len(prompts), len(source))
     for start in range(0, len(prompts), size):
-        rows = torch.tensor([index[p] for row in told[start:start + size] for p in row])
+        rows = torch.tensor([unique.index(p) for row in told[start:start + size] for p in row])
         count = len(rows) // len(source)
         embeddings, mask = text.embeddings[rows].to(device, dtype), text.mask[rows].to(device)
         hook = Patch(_sources(source, count), spread(where, count), stage, half="cond")
         with hooked(net, hook, halves=("cond",)):
-            for x, t in zip(trace, scheduler.timesteps):
+            for x, t in list(zip(trace, scheduler.timesteps))[::every]:
                 latents = x[start:start + count].repeat_interleave(len(source), 0).to(device, dtype)
                 eps = predict(net, latents, t.expand(len(rows)).to(device), embeddings, mask).float().cpu()
                 eps = eps.view(count, len(source), -1)
-                errors[start:start + count] += (eps - eps[:, :1]).square().sum(-1)
-    return pd.DataFrame((1 - errors[:, 2:] / errors[:, 1:2]).numpy(), index=list(prompts), columns=list(sets))
+                errors[start:start + count] += (eps - eps[:, source]).square().sum(-1)
+                errors[start:start + count, 0] += (eps[:, 0] - eps[:, 1]).square().sum(-1)
+    effects = (1 - errors[:, 2:] / errors[:, :1]).view(len(prompts), len(ways), -1).amin(1)
+    return pd.DataFrame(effects.numpy(), index=list(prompts), columns=list(sets))
+
+
+class _Query(Reader):
+    """The query [B, N, d] of one head and its pattern [B, N, T], of the last call."""
+
+    def read(self, call: Call) -> None:
+        head = int(self.chosen[0, call.layer].nonzero())
+        self.query, self.pattern = call.query[:, head].float().cpu(), call.pattern[:, head].float().cpu()
+
+
+@torch.no_grad()
+def query_shares(model, prompts: Sequence[str], factor: str, senders: Heads, receiver: tuple[int, int], seed: int = 1) -> pd.DataFrame:
+    """How far the senders, patched from the clean prompt, turn the receiver's query at the first step: 0 not at all, 1 fully.
+
+    A row a prompt and a column a path, "all paths" and "straight"; the share is that of the clean query's difference from
+    the counterpart's which the patched query has covered, and so for the pattern ("pattern, straight" ...).
+    """
+    told, source = _pairs(prompts, factor, "denoising", 1)
+    told, count = [p for row in told for p in row], len(prompts)
+    sources, patched = _sources(source, count), spread(torch.arange(3) == 2, count)
+    where = torch.cat([torch.zeros(2, *conditions(model, {})[1].shape[1:], dtype=torch.bool), conditions(model, {"": senders})[1][1:]])
+    ways = {"all paths": [Patch(sources, spread(where, count), half="cond")],
+            "straight": [PathPatch(h, [receiver], sources, patched, half="cond") for h in senders]}
+    noise = initial_noise([s for s in pictures(prompts, 1, seed)[1] for _ in range(3)])
+    scheduler, text = type(model.scheduler).from_config(model.scheduler.config), model.encoder.encode(told)
+    scheduler.set_timesteps(14)
+    device, dtype = next((p.device, p.dtype) for p in model.transformer.parameters())
+    out = {}
+    for way, hooks in ways.items():
+        reader = _Query([receiver])
+        with hooked(model.transformer, *hooks, reader, halves=("cond",)):
+            predict(model.transformer, noise.to(device, dtype), scheduler.timesteps[0].expand(len(told)).to(device),
+                    text.embeddings.to(device, dtype), text.mask.to(device))
+        for kind, x in ((way, reader.query), (f"pattern, {way}", reader.pattern)):
+            clean, other, new = x.unflatten(0, (count, 3)).flatten(2).unbind(1)
+            full = clean - other
+            out[kind] = (((new - other) * full).sum(1) / full.square().sum(1)).numpy()
+    return pd.DataFrame(out, index=list(prompts))
 
 
 def grow(model, prompts: Sequence[str], factor: str, target: float = 0.9, limit: int = 6, without: Heads = (),
          **options) -> pd.DataFrame:
-    """A small set of heads, found greedily, that carries a factor: each round adds the head that brings most.
+    """A small set of heads, found greedily, that carries a factor alone and without which nothing of it is left.
 
-    Ends when the mean effect reaches `target` or the set has `limit` heads; heads in `without` are not considered. A row a
-    round: factor, name, head, effect, low, high (95 % bootstrap over prompts).
+    Each round adds the head that brings most by `prediction_effects`, the smaller of denoising and noising.
+
+    Ends when the mean effect reaches `target`, the set has `limit` heads, or none is left; heads in `without` are not
+    considered. A row a round: factor, name, head, effect, low, high (95 % bootstrap over prompts).
     """
     chosen: list[tuple[int, int]] = []
     rows, rng = [], np.random.default_rng(0)
     while len(chosen) < limit and (not rows or rows[-1]["effect"] < target):
         sets = {name(*h): [*chosen, h] for h in heads_of(model) if h not in chosen and h not in without}
-        found = prediction_effects(model, prompts, factor, sets, **options)
+        if not sets:
+            break
+        found = prediction_effects(model, prompts, factor, sets, "both", **options)
         best = found.mean().idxmax()
         chosen.append(sets[best][-1])
         draws = found[best].to_numpy()[rng.integers(0, len(found), (2000, len(found)))].mean(1)
         low, high = np.percentile(draws, [2.5, 97.5])
         rows.append({"factor": factor, "name": best, "head": chosen[-1], "effect": float(found[best].mean()), "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["factor", "name", "head", "effect", "low", "high"])
 
 
 def colourless(prompts: Sequence[str]) -> list[str]:

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -95,4 +97,37 @@ def diagram(members: dict[str, Sequence[str]], edges: Sequence[tuple[str, str, s
         ax.text(middle, 1.15 + 0.18 * (stages.index(b) - stages.index(a) - 2) if bend else 0.08, text, ha="center", va="bottom", fontsize=7)
     ax.set(xlim=(-0.8, place["picture"] + 0.8), ylim=(-1.7, 1.8))
     ax.set_axis_off()
+    return figure
+
+
+@styled
+def tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, vmin: float = 0.0, vmax: float = 1.0,
+           xlabel: str = "", ylabel: str = "") -> Figure:
+    """Frames side by side as heat maps with their numbers written in; all share rows, columns and one colour scale.
+
+    The scale is diverging about zero if `vmin` is negative. NaN cells stay empty.
+    """
+    first, across = next(iter(frames.values())), min(columns, len(frames))
+    down = math.ceil(len(frames) / across)
+    height = 0.24 * len(first) + 0.11 * max(len(str(c)) for c in first.columns) ** 0.8 + 0.5
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * height), squeeze=False, sharey=True)
+    for ax in axes.flat[len(frames):]:
+        ax.set_axis_off()
+    for ax, (title, frame) in zip(axes.flat, frames.items()):
+        values = frame.to_numpy(float)
+        image = ax.imshow(values, vmin=vmin, vmax=vmax, cmap="PuOr_r" if vmin < 0 else "viridis", aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                r, g, b, _ = image.cmap(image.norm(value))
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if r + g + b < 1.5 else "black")
+        wrapped = [textwrap.fill(str(c).replace("_", " "), 14) for c in frame.columns]
+        ax.set_xticks(range(frame.shape[1]), wrapped, fontsize=7, rotation=90 if max(len(w) for w in wrapped) * frame.shape[1] * across > 70 else 0)
+        ax.set_yticks(range(len(frame)), [str(i).replace("_", " ") for i in frame.index], fontsize=7)
+        ax.set_title(title)
+        ax.set_xlabel(xlabel)
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+    for line in axes:
+        line[0].set_ylabel(ylabel)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.9, aspect=25)
     return figure

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .ablation import name, pictures
 from .captions import ROLES, parse
 from .detect import detect_batch, masks
-from .hooks import HALVES, Call, Reader, run
+from .hooks import HALVES, Call, Reader, pick, run
 from .sample import STEPS
 from .scenes import COLORS, SHAPES
 
@@ -31,14 +31,16 @@ SCORES = ("relation", "object")
 
 class RoleAttention(Reader):
     """Keeps, for one batch, the attention to each role: `values` [B, steps, L, H, N, R] in fp16, both halves."""
-    per_sample = ("where", "steps", "roles")
+    per_sample = ("where", "steps", "roles", "null")
 
-    def __init__(self, roles: Tensor):
+    def __init__(self, roles: Tensor, null: Tensor | None = None):
         super().__init__()
         self.roles, self.calls = roles, {}           # roles [S, T, R]: one where a token has the role
+        self.null = roles if null is None else null  # [1, T, R] those of the null prompt, which the other half reads
 
     def read(self, call: Call) -> None:
-        roles = self.roles[call.sample].to(call.query.dtype)[:, None]
+        told, null = pick(self.roles, call.sample), pick(self.null, call.sample)
+        roles = torch.where((call.half == 1)[:, None, None], told, null).to(call.query.dtype)[:, None]
         self.calls[call.step, call.layer] = (call.pattern @ roles).half()
 
     @property
@@ -105,8 +107,8 @@ def synopsis(model, prompts: Sequence[str], per_prompt: int = 4, seed: int = 1, 
     for prompt, parsed in zip(prompts, said):
         if None in parsed.shape or parsed.relation is None:
             raise ValueError(f"prompt {prompt!r} lacks {'a relation' if parsed.relation is None else 'a shape'}")
-    roles = role_table(model.encoder.encode(list(prompts)).roles)                             # [P, T, R]
     told, seeds = pictures(prompts, per_prompt, seed)
+    roles = role_table(model.encoder.encode(list(prompts)).roles)                             # [P, T, R]
     blocks = model.transformer.transformer_blocks
     shape = (len(prompts), 2, steps, len(blocks), blocks[0].attn1.heads, len(CLASSES), len(ROLES))
     total, share, peak = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape[:2] + shape[3:])
@@ -114,8 +116,8 @@ def synopsis(model, prompts: Sequence[str], per_prompt: int = 4, seed: int = 1, 
     for start in tqdm(range(0, len(told), chunk), desc="synopsis", disable=not progress):
         part = slice(start, start + chunk)
         row = torch.arange(len(told))[part] // per_prompt                                     # [b] prompt of each picture
-        text = model.encoder.encode(["", *told[part]]).mask.shape[1]
-        reader = RoleAttention(roles[row, :text])
+        null = role_table(model.encoder.encode(["", *told[part]]).roles[:1])                  # [1, T, R]
+        reader = RoleAttention(roles[row, :null.shape[1]], null)
         latents = run(model, told[part], seeds[part], reader, steps=steps, **options)
         place, found = object_masks(model.vae.decode(latents), told[part])
         images.index_add_(0, row, found.long())
@@ -151,9 +153,11 @@ def ranking(found: Synopsis, n: int = 2000, seed: int = 0, step: int | str = "me
 
     The null shuffles, within each prompt, which content word (shape, colour, relation) is which, so that it holds if
     the head does not care about a word's role; p is the share of shuffles that reach the mean, times the number of heads
-    (Bonferroni), so at least (heads) / (n + 1).
+    (Bonferroni), so at least (heads) / (n + 1). Raises ValueError if no picture counts.
     """
     table = found.table("per token", "cond", step).nan_to_num()                               # [P, L, H, 3, R]
+    if not len(table):
+        raise ValueError("no picture of the synopsis counts, so its heads cannot be ranked")
     content = [ROLES.index(r) for r in ("colour1", "shape1", "relation", "colour2", "shape2")]
     rng, (count, layers, heads) = np.random.default_rng(seed), table.shape[:3]
     true = scores(table)

@@ -33,7 +33,7 @@ def positions(model: nn.Module) -> Tensor:
 @torch.no_grad()
 def captioned(model: nn.Module, embeddings: Tensor) -> Tensor:
     """Text embeddings [..., T] after the caption MLP, as every layer's keys and values read them [..., D]."""
-    return model.caption_projection(embeddings.to(model.dtype)).float()
+    return model.caption_projection(embeddings.to(model.device, model.dtype)).float()
 
 
 def _per_head(layer: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,378 @@
+"""Patching and circuit: counterparts, who takes what from whom, and the scales on which effects are told."""
+import copy
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from spatial_circuits import circuit
+from spatial_circuits.ablation import INTACT, heads_of, name, others
+from spatial_circuits.captions import PHRASE_RELATION, PHRASES, all_captions, parse
+from spatial_circuits.dit import predict
+from spatial_circuits.edits import Patch, PathPatch
+from spatial_circuits.hooks import hooked, run
+from spatial_circuits.patching import (BASES, FACTORS, colourless, counterpart, grow, normalised, opposite, patch, patch_paths,
+                                       prediction_effects, query_shares)
+from spatial_circuits.pretrained import load
+from spatial_circuits.sample import initial_noise
+from spatial_circuits.scenes import OFFSETS
+
+PROMPTS = ["red square is above blue circle", "blue triangle is to the left of red square"]
+OTHER = ["red square is below blue circle", "blue triangle is to the right of red square"]
+HEADS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+SEEDS = [1_000_000, 1_000_001]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def net(tiny, album):
+    """The tiny model with a VAE that keeps its latents."""
+    return replace(tiny, vae=album())
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-4)
+
+
+def differ(a, b):
+    return float((a - b).abs().max()) > 1e-3 * float(b.abs().max())
+
+
+def by_condition(net, count, run=-1):
+    """[conditions, pictures, 4, 16, 16]: the latents of the last sweep."""
+    return net.vae.seen[run].unflatten(0, (-1, count)).transpose(0, 1)
+
+
+# ---- counterparts
+
+@pytest.mark.parametrize("phrase", PHRASES)
+def test_opposite_phrases_are_of_one_length_and_point_the_other_way(phrase):
+    other = opposite(phrase)
+    assert other in PHRASES and opposite(other) == phrase and len(other.split()) == len(phrase.split())
+    here, there = (OFFSETS[PHRASE_RELATION[PHRASES.index(p)]] for p in (phrase, other))
+    assert torch.equal(here, -there)
+
+
+@pytest.mark.parametrize("factor, changed", [("relation", {"relation", "phrase"}), ("shape", {"shape"}), ("colour", {"color"})])
+def test_a_counterpart_changes_one_factor_and_back(factor, changed):
+    tried = 0
+    for prompt in all_captions():
+        said = parse(prompt)
+        if factor == "colour" and None in said.color:
+            with pytest.raises(ValueError, match=f"prompt {prompt!r} does not say its colour"):
+                counterpart(prompt, factor)
+            continue
+        other, tried = counterpart(prompt, factor), tried + 1
+        told = parse(other)
+        assert counterpart(other, factor) == prompt and len(other.split()) == len(prompt.split())
+        assert {k for k in ("shape", "color", "relation", "phrase") if getattr(said, k) != getattr(told, k)} == changed
+        assert factor != "shape" or (told.shape[1] == said.shape[1] and told.shape[0] not in said.shape)
+    assert tried == (264 if factor == "colour" else 1056)
+
+
+def test_counterparts_by_hand():
+    prompt = "Red square is lower than the blue circle"
+    assert counterpart(prompt, "relation") == "Red square is higher than the blue circle"
+    assert counterpart(prompt, "shape") == "Red triangle is lower than the blue circle"
+    assert counterpart(prompt, "colour") == "blue square is lower than the red circle"
+    assert colourless([prompt.lower(), "circle is above square"]) == ["square is lower than the circle", "circle is above square"]
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: opposite("beside"), "phrase 'beside' is unknown; choose from above"),
+    (lambda: counterpart(PROMPTS[0], "size"), "factor 'size' is unknown; choose from relation, shape, colour"),
+    (lambda: counterpart("red square", "relation"), "prompt 'red square' does not say its relation"),
+    (lambda: counterpart("red square", "shape"), "prompt 'red square' does not say its shape"),
+])
+def test_prompts_without_a_counterpart_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- patching
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_all_heads_together_turn_one_prompt_into_the_other(net, factor):
+    other = [counterpart(p, factor) for p in PROMPTS]
+    plain = [net.latents(p, SEEDS, steps=2) for p in (PROMPTS, other)]
+    for direction, start, end in (("denoising", 1, 0), ("noising", 0, 1)):
+        frame = patch(net, PROMPTS, factor, {"none": [], "all": HEADS}, direction, steps=2)
+        assert list(frame["condition"]) == [*BASES, "none", "all"] * 2
+        assert list(frame["prompt"]) == [p for p in PROMPTS for _ in range(4)]             # scored against the clean prompt
+        found = by_condition(net, 4)
+        for latents, wanted in zip(found, (*plain, plain[start], plain[end])):
+            assert close(latents, wanted)
+    assert differ(*plain)
+
+
+@pytest.mark.parametrize("stage", ["output", "pattern", "value", "query", "key"])
+@pytest.mark.parametrize("options", [{}, {"direction": "noising"}, {"half": "uncond"}, {"batch": 4}, {"per_prompt": 2, "seed": 3}],
+                         ids=lambda o: next(iter(o), "plain"))
+def test_a_set_takes_its_stage_from_the_other_run(net, stage, options):
+    sets = {"a": [(0, 1)], "b": [(0, 0), (1, 1)]}
+    patch(net, PROMPTS, "relation", sets, stage=stage, steps=2, **options)
+    n, seed = options.get("per_prompt", 1), options.get("seed", 1) * 1_000_000
+    pair = (PROMPTS, OTHER) if options.get("direction") == "noising" else (OTHER, PROMPTS)  # patched, source
+    told, source = ([p for p in prompts for _ in range(n)] for prompts in pair)
+    seeds = [seed + i for i in range(2 * n)]
+    for i, heads in enumerate(sets.values()):
+        where = torch.zeros(4 * n, 2, 2, dtype=torch.bool)
+        for layer, head in heads:
+            where[:2 * n, layer, head] = True                                              # sources follow, untouched
+        hook = Patch(torch.arange(4 * n) % (2 * n) + 2 * n, where, stage, half=options.get("half", "cond"))
+        wanted = run(net, told + source, seeds * 2, hook, steps=2)[:2 * n]
+        assert close(by_condition(net, 4)[2 + i], wanted)
+
+
+def test_other_prompts_can_be_scored(net):
+    frame = patch(net, PROMPTS, "relation", {"all": HEADS}, scored=colourless(PROMPTS), steps=1)
+    assert list(frame["prompt"]) == [p for p in colourless(PROMPTS) for _ in range(3)]
+
+
+# ---- paths
+
+def test_a_straight_path_is_the_edit_of_that_name(net):
+    frame = patch_paths(net, PROMPTS, "relation", {"a": [(0, 0)], "b": [(0, 0), (0, 1)]}, [(1, 1)], straight=True, steps=2)
+    assert list(frame["condition"]) == [*BASES, "a", "b"] * 2
+    found, both = by_condition(net, 4), torch.tensor([2, 3, 2, 3])
+    for latents, heads in zip(found[2:], ([(0, 0)], [(0, 0), (0, 1)])):
+        hooks = [PathPatch(h, [(1, 1)], both, torch.tensor([True, True, False, False]), half="cond") for h in heads]
+        assert close(latents, run(net, OTHER + PROMPTS, SEEDS * 2, *hooks, steps=2)[:2])
+    assert close(found[0], net.latents(PROMPTS, SEEDS, steps=2)) and close(found[1], net.latents(OTHER, SEEDS, steps=2))
+    assert differ(found[2], found[1]) and differ(found[3], found[2])
+
+
+@contextmanager
+def to_q(net, layer, change):
+    handle = net.transformer.transformer_blocks[layer].attn2.to_q.register_forward_hook(lambda m, x, out: change(out))
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_by_every_path_the_receivers_see_the_queries_of_a_run_with_the_senders_patched(net, direction):
+    frame = patch_paths(net, PROMPTS, "relation", {"a": [(0, 0)], "b": [(0, 1)]}, [(1, 1)], direction, steps=2, batch=6)
+    assert list(frame["condition"]) == [*BASES, "a", "b"] * 2 and list(frame["prompt"]) == [p for p in PROMPTS for _ in range(4)]
+    patched, source = (OTHER, PROMPTS) if direction == "denoising" else (PROMPTS, OTHER)
+    found = by_condition(net, 6)                                                             # with the two hidden runs
+    for i, sender in enumerate(((0, 0), (0, 1))):
+        queries, where = [], torch.zeros(4, 2, 2, dtype=torch.bool)
+        where[:2, sender[0], sender[1]] = True
+        with to_q(net, 1, lambda out: queries.append(out)):
+            hidden = run(net, patched + source, SEEDS * 2, Patch(torch.tensor([2, 3, 2, 3]), where, half="cond"), steps=2)
+        step = iter(queries)
+
+        def replay(out):
+            out, kept = out.clone(), next(step)
+            out[2:, :, 8:] = kept[4:6, :, 8:]                                                # head 1, conditional half
+            return out
+        with to_q(net, 1, replay):
+            wanted = net.latents(patched, SEEDS, steps=2)
+        assert close(found[2 + i], hidden[:2]) and close(found[4 + i], wanted)
+        assert differ(wanted, net.latents(patched, SEEDS, steps=2)) and differ(wanted, hidden[:2])
+
+
+def test_without_other_ways_every_path_is_the_straight_one(tiny, album):
+    model = copy.deepcopy(tiny.transformer)
+    for block in model.transformer_blocks:
+        for layer in (block.attn1.to_out[0], block.ff.net[2]):
+            layer.weight.zero_()
+    sets = {"a": [(0, 0)], "b": [(0, 0), (0, 1)]}
+    nets = [replace(tiny, transformer=t, vae=album()) for t in (model, model, tiny.transformer, tiny.transformer)]
+    for net, straight in zip(nets, (True, False, True, False)):
+        patch_paths(net, PROMPTS, "relation", sets, [(1, 0), (1, 1)], straight=straight, steps=1)
+    alone, mediated, full, roundabout = (by_condition(n, c)[-2:] for n, c in zip(nets, (4, 6, 4, 6)))
+    assert close(alone, mediated) and differ(full, roundabout)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda net: patch(net, PROMPTS, "size", {"a": [(0, 0)]}), "factor 'size' is unknown"),
+    (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 0)]}, "backwards"), "direction 'backwards' is unknown; choose from denoising, noising"),
+    (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 0)]}, stage="mask"), "stage 'mask' cannot be patched"),
+    (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 7)]}), "head L0H7 is out of range"),
+    (lambda net: patch(net, ["circle is above square"], "colour", {"a": [(0, 0)]}), "does not say its colour"),
+    (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(0, 0)]}, [(1, 7)]), "head L1H7 is out of range"),
+    (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(1, 0)]}, [(1, 1)], straight=True), "a receiver in layer 1 cannot see the sender"),
+    (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(0, 0)]}, [(1, 1)], "back"), "direction 'back' is unknown"),
+    (lambda net: prediction_effects(net, PROMPTS, "size", {"a": [(0, 0)]}), "factor 'size' is unknown"),
+    (lambda net: prediction_effects(net, PROMPTS, "shape", {"a": [(7, 0)]}), "head L7H0 is out of range"),
+    (lambda net: prediction_effects(net, PROMPTS, "shape", {"a": HEADS}, "sideways"), "direction 'sideways' is unknown"),
+    (lambda net: query_shares(net, PROMPTS, "shape", [(0, 0)], (1, 9)), "head 9 is out of range"),
+    (lambda net: query_shares(net, PROMPTS, "shape", [(0, 9)], (1, 0)), "head L0H9 is out of range"),
+])
+def test_wrong_values_are_refused_before_any_forward(net, call, message):
+    calls = []
+    handle = net.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=message):
+        call(net)
+    handle.remove()
+    assert not calls
+
+
+# ---- effects on the prediction
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("direction", ["denoising", "noising", "both"])
+def test_all_heads_have_an_effect_of_one_and_none_of_zero(tiny, factor, direction):
+    found = prediction_effects(tiny, PROMPTS, factor, {"all": HEADS, "none": [], "one": [(0, 1)]}, direction, steps=2)
+    assert list(found.index) == PROMPTS and list(found) == ["all", "none", "one"]
+    assert np.allclose(found["all"], 1, atol=1e-5) and np.allclose(found["none"], 0, atol=1e-5)
+    assert (found["one"].abs() > 1e-3).all() and (found["one"] < 0.999).all()
+
+
+@pytest.mark.parametrize("direction, every", [("denoising", 1), ("noising", 1), ("denoising", 2), ("both", 2)])
+def test_effects_by_hand_and_whatever_the_batch(tiny, direction, every):
+    trace = [initial_noise(SEEDS)]
+    tiny.latents(PROMPTS, SEEDS, steps=3, on_step=lambda i, x: trace.append(x))
+    scheduler = type(tiny.scheduler).from_config(tiny.scheduler.config)
+    scheduler.set_timesteps(3)
+    errors = torch.zeros(3, 2)                                                               # denoising, noising, counterpart
+    for x, t in list(zip(trace, scheduler.timesteps))[::every]:
+        for i in range(2):
+            text = tiny.encoder.encode([OTHER[i], PROMPTS[i]])
+
+            def eps(*hooks):
+                with torch.no_grad(), hooked(tiny.transformer, *hooks, halves=("cond",)):
+                    return predict(tiny.transformer, x[[i, i]], t.expand(2), text.embeddings, text.mask)
+            plain = eps()
+            patched = [eps(Patch(torch.tensor([s, s]), [(0, 1)]))[1 - s] for s in (1, 0)]
+            errors[:, i] += torch.stack([(a - b).square().sum() for a, b in zip((*patched, plain[0]), (plain[1], *plain))])
+    both = 1 - errors[:2] / errors[2]
+    wanted = {"denoising": both[0], "noising": both[1], "both": both.amin(0)}[direction]
+    assert (both[0] - both[1]).abs().max() > 1e-2
+    for batch in (256, 5, 1):
+        found = prediction_effects(tiny, PROMPTS, "relation", {"one": [(0, 1)], "none": []}, direction, steps=3, every=every, batch=batch)
+        assert np.allclose(found["one"], wanted, atol=1e-4)
+
+
+def test_query_shares_tell_how_far_the_senders_turn_the_receiver(tiny):
+    layer0 = [(0, 0), (0, 1)]
+    found = query_shares(tiny, PROMPTS, "relation", layer0, (1, 1))
+    assert list(found.index) == PROMPTS and list(found) == ["all paths", "pattern, all paths", "straight", "pattern, straight"]
+    assert np.allclose(found["all paths"], 1, atol=1e-4)                                     # nothing else tells it the prompt
+    assert (abs(found["pattern, all paths"] - 1) > 1e-3).any()                               # but its own keys
+    assert (abs(found["straight"] - 1) > 1e-3).any()
+    one = [query_shares(tiny, PROMPTS, "relation", [h], (1, 1))["straight"] for h in layer0]
+    assert np.allclose(sum(one), found["straight"], atol=1e-4)                               # the straight path is linear
+
+
+def test_a_query_share_by_hand(tiny):
+    scheduler = type(tiny.scheduler).from_config(tiny.scheduler.config)
+    scheduler.set_timesteps(14)
+    noise, text, seen = initial_noise(SEEDS[:1] * 3), tiny.encoder.encode([PROMPTS[0], OTHER[0], OTHER[0]]), []
+    where = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]).bool().view(3, 2, 2)
+    with torch.no_grad(), to_q(tiny, 1, lambda out: seen.append(out[..., :8])), \
+            hooked(tiny.transformer, Patch(torch.tensor([0, 1, 0]), where), halves=("cond",)):
+        predict(tiny.transformer, noise, scheduler.timesteps[:1].expand(3), text.embeddings, text.mask)
+    clean, other, patched = seen[0].flatten(1)
+    wanted = ((patched - other) @ (clean - other) / (clean - other).square().sum()).item()
+    found = query_shares(tiny, PROMPTS[:1], "relation", [(0, 1)], (1, 0))
+    assert found["all paths"].item() == pytest.approx(wanted, abs=1e-4) and 0.01 < abs(wanted) < 0.99
+
+
+def test_growing_adds_the_best_head_each_round(tiny):
+    options = {"steps": 2}
+    found = grow(tiny, PROMPTS, "shape", target=1.01, limit=3, **options)
+    chosen = []
+    for row in found.itertuples():
+        sets = {name(*h): [*chosen, h] for h in heads_of(tiny) if h not in chosen}
+        effect = prediction_effects(tiny, PROMPTS, "shape", sets, "both", **options).mean()
+        assert row.name == effect.idxmax() == name(*row.head) and row.effect == pytest.approx(effect.max(), abs=1e-5)
+        assert row.low <= row.effect <= row.high and row.factor == "shape"
+        chosen.append(row.head)
+    assert len(found) == 3
+
+
+def test_growing_ends_at_its_target_or_when_no_head_is_left(tiny):
+    first = grow(tiny, PROMPTS, "shape", target=-10, steps=1)
+    assert len(first) == 1
+    rest = grow(tiny, PROMPTS, "shape", target=2, without=[first["head"][0]], steps=1)
+    assert len(rest) == 3 and first["head"][0] not in list(rest["head"])
+    none = grow(tiny, PROMPTS, "shape", without=HEADS, steps=1)
+    assert len(none) == 0 and list(none) == ["factor", "name", "head", "effect", "low", "high"]
+
+
+# ---- scales
+
+def made_up(scores):
+    """A frame from {condition: one score a prompt}."""
+    return pd.DataFrame([(f"p{i}", c, float(v)) for i in range(len(next(iter(scores.values()))))
+                         for c, v in ((c, x[i]) for c, x in scores.items())], columns=["prompt", "condition", "loose"])
+
+
+def test_effects_are_scaled_from_the_counterpart_to_the_clean_run():
+    found = normalised(made_up({"clean": [1, 1, 1, .6], "counterpart": [0, .2, 0, 0], "half": [.5, .5, .5, .4], "worse": [0, 0, 0, 0]}), "loose")
+    assert list(found.index) == ["clean", "counterpart", "half", "worse"]
+    assert tuple(found.loc["clean"][["mean", "low", "high"]]) == (1, 1, 1) and tuple(found.loc["counterpart"][["mean", "low", "high"]]) == (0, 0, 0)
+    assert found.loc["half", "mean"] == pytest.approx((.475 - .05) / (.9 - .05)) and found.loc["half", "raw"] == pytest.approx(.475)
+    assert found.loc["worse", "mean"] == pytest.approx(-.05 / .85)
+    assert found.loc["half", "low"] <= found.loc["half", "mean"] <= found.loc["half", "high"]
+
+
+def test_a_metric_that_does_not_tell_the_prompts_apart_gives_no_scale():
+    with pytest.raises(ValueError, match="loose is 0.550 for the clean prompts and 0.500 for the others: it does not tell them apart"):
+        normalised(made_up({"clean": [.6, .5], "counterpart": [.5, .5]}), "loose")
+
+
+# ---- circuit
+
+def test_a_circuit_is_found_from_patching_alone(tiny):
+    found = circuit.find(tiny, PROMPTS, target=0.7, limit=2, steps=2)
+    for role, factor in (("relation", "relation"), ("object", "shape"), ("colour", "colour")):
+        rows = found.trace[found.trace["factor"] == factor]
+        assert getattr(found, role) == list(rows["head"])
+        assert 0 < len(rows) <= 2 or role == "relation" and {*found.object, *found.colour} == set(HEADS)
+    assert not {*found.relation} & {*found.object, *found.colour}
+    assert found.heads == sorted({*found.relation, *found.object, *found.colour})
+    assert str(found).startswith("relation: ") and f"object: {', '.join(name(*h) for h in found.object)}" in str(found)
+    assert str(circuit.Circuit([], [(0, 1)], [], found.trace)) == "relation: none; object: L0H1; colour: none"
+
+
+def test_the_shipped_model_has_a_small_circuit(one_thread):
+    net = load("rte")
+    found = circuit.find(net, [PROMPTS[0], "blue circle is to the right of red triangle"], limit=4, steps=2)
+    assert 3 <= len(found.heads) < len(heads_of(net)) / 2
+    last = found.trace.groupby("factor")["effect"].last()
+    assert (last > 0.8).all() and found.trace["effect"].is_unique
+
+
+def test_the_three_tests_of_a_circuit_are_runs_without_the_right_heads(net):
+    member = [(0, 1), (1, 0)]
+    mean = torch.randn(2, 2, 2, 2, 64, 8, generator=torch.Generator().manual_seed(0))
+    frame = circuit.tests(net, PROMPTS[:1], member, mean, random=2, steps=2)
+    names = list(frame["condition"])
+    assert names == [INTACT, "circuit alone", "without the circuit", "nothing", "circuit without L0H1", "circuit without L1H0",
+                     "random 1", "random 2"]
+    wanted = {"circuit alone": [(0, 0), (1, 1)], "without the circuit": member, "nothing": HEADS,
+              "circuit without L0H1": others(net, [(1, 0)]), "circuit without L1H0": others(net, [(0, 1)])}
+    from spatial_circuits.ablation import ablate
+    ablate(net, PROMPTS[:1], wanted, mean=mean, steps=2)
+    ours, theirs = (dict(zip(n, seen)) for n, seen in zip((names, [INTACT, *wanted]), net.vae.seen))
+    assert all(close(ours[c], theirs[c]) for c in (INTACT, *wanted)) and differ(ours["circuit alone"], ours["nothing"])
+    pairs = [[a, b] for i, a in enumerate(HEADS) for b in HEADS[i + 1:]]                     # random sets: two heads alone
+    ablate(net, PROMPTS[:1], {str(p): others(net, p) for p in pairs}, mean=mean, steps=2)
+    for c in ("random 1", "random 2"):
+        assert sum(close(ours[c], x) for x in net.vae.seen[-1][1:]) == 1
+
+
+def test_shares_are_of_the_intact_score():
+    frame = made_up({INTACT: [1, 1, .5, .5], "a": [.5, .5, .25, .25], "b": [1, 0, .5, 0], "c": [0, 0, 0, 0]})
+    found = circuit.shares(frame)
+    assert list(found.index) == [INTACT, "a", "b", "c"] and list(found["mean"]) == [1, .5, .5, 0] and (found["n_prompts"] == 4).all()
+    assert tuple(found.loc["a"][["low", "high"]]) == (.5, .5)                                # a pair's share has no spread
+    assert found.loc["b", "low"] < .2 and found.loc["b", "high"] > .8
+    assert circuit.shares(frame, seed=1).loc["b", "low"] != pytest.approx(-1)
+
+
+def test_agreement_is_rank_correlation_and_the_same_best_head():
+    table = pd.DataFrame({"a": [4., 3, 2, 1, 0], "b": [400., 30, 2, .1, 0], "c": [0., 1, 2, 3, 4], "d": [4., 0, 2, 1, 3]},
+                         index=[f"L0H{i}" for i in range(5)])
+    found = circuit.agreement(table).set_index(["first", "second"])
+    assert len(found) == 6 and (found["heads"] == 5).all()
+    assert list(found.loc[[("a", "b"), ("a", "c")], "rank correlation"]) == pytest.approx([1, -1])
+    assert found.loc[("a", "d"), "rank correlation"] == pytest.approx(1 - 6 * (9 + 0 + 0 + 9) / 120)
+    assert list(found["same top head"]) == [True, False, True, False, True, False]
+    assert found.loc[("a", "d"), "p"] > 0.5 > 0.01 > found.loc[("a", "b"), "p"]

@@ -1,0 +1,79 @@
+"""The tables of the commands synopsis, screen, ablate and circuit, on the shipped model."""
+import json
+
+import pytest
+
+from spatial_circuits import study
+from spatial_circuits.ablation import heads_of
+from spatial_circuits.metrics import prompt_set
+from spatial_circuits.pretrained import load
+
+
+@pytest.fixture(scope="module")
+def rte_model():
+    return load("rte").fast()
+
+
+@pytest.fixture
+def no_sampling(monkeypatch, rte_model):
+    """Fails the test if anything is sampled."""
+    def refuse(*_, **__):
+        raise AssertionError("sampling began")
+    monkeypatch.setattr(rte_model.transformer, "forward", refuse)
+    return rte_model
+
+
+def plain(record: dict) -> dict:
+    return json.loads(json.dumps(record, allow_nan=False))
+
+
+def test_screen_lists_every_head_and_direction_word():
+    model = load("rte")
+    rows = plain(study.run_screen(model, prompt_set("264")))["heads"]
+    assert len(rows) == 24 * len({r["word"] for r in rows})
+    assert {r["word"] for r in rows} >= {"above", "below", "left", "right"}
+
+
+def test_synopsis_ranks_every_head_twice(rte_model):
+    record = plain(study.run_synopsis(rte_model, prompt_set("96")[::24], 1))
+    assert len(record["heads"]) == 2 * 24 and record["images"] + record["failed"] == 4
+    shares = record["curves"]["object"]["share"]["object 1"]
+    assert sum(role[0] for role in shares.values()) == pytest.approx(1, abs=0.01)
+
+
+def test_ablate_names_heads_and_steps(rte_model):
+    record = plain(study.run_ablate(rte_model, prompt_set("96")[::48], heads=["L1H3", "L0H0"], kind="zero", when=[0, 1]))
+    assert {e["condition"] for e in record["effects"]} == {"intact", "L1H3", "L0H0"} and record["when"] == [0, 1]
+    together = study.run_ablate(rte_model, prompt_set("96")[::48], heads=["L1H3", "L0H0"], together=True, role="relation")
+    assert {e["condition"] for e in together["effects"]} == {"intact", "L1H3+L0H0"}
+
+
+def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
+    record = plain(study.run_circuit(rte_model, prompt_set("264")[3::44]))
+    assert record["prompts"] + record["discovery_prompts"] == 6 and record["heads"] == len(heads_of(rte_model))
+    assert all(record["circuit"][role] for role in ("relation", "object", "colour"))
+    assert {"intact", "circuit alone", "nothing"} <= {r["condition"] for r in record["tests"]["loose"]}
+    assert {"relation 1", "random 1"} <= {r["condition"] for r in record["injection"]}
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"heads": ["L6H0"]}, "L6H0 is out of range; the model has L0H0 to L5H3"),
+    ({"heads": ["head 3"]}, "'head 3' is not of the form"),
+    ({"role": "verb"}, "role 'verb' is unknown; choose from colour1"),
+    ({"when": [14]}, "step 14 is out of range"),
+    ({"kind": "half"}, "choose from mean, zero"),
+])
+def test_ablate_refuses_before_sampling(no_sampling, options, message):
+    with pytest.raises(ValueError, match=message):
+        study.run_ablate(no_sampling, ["red square is above blue circle"], **options)
+
+
+def test_roles_and_steps_and_relations_that_are_missing_are_refused(no_sampling):
+    with pytest.raises(ValueError, match="holds no token of role colour1"):
+        study.run_ablate(no_sampling, ["square is above blue circle"], role="colour1")
+    with pytest.raises(ValueError, match="step 14 is out of range"):
+        study.run_synopsis(no_sampling, ["red square is above blue circle"], step=14)
+    with pytest.raises(ValueError, match="lacks a relation"):
+        study.run_synopsis(no_sampling, ["red square"])
+    with pytest.raises(ValueError, match="too few"):
+        study.run_circuit(no_sampling, ["red square is above blue circle"])
