@@ -46,8 +46,8 @@ def differ(a, b):
 
 @contextmanager
 def recorded(model):
-    """What plain torch hooks see: {(layer, attn1 or attn2, name)} -> one tensor a forward. to_out is what goes into it, the rest what
-    comes out; "stream" is what goes into the block."""
+    """What plain torch hooks see, {(layer, attn1 or attn2, name)} -> one tensor a forward: what comes out of to_q, to_k and
+    to_v, what goes into to_out, and "input", what goes into to_q. (layer, "stream") is what goes into the block."""
     seen, handles = {}, []
     for i, block in enumerate(model.transformer_blocks):
         for kind in ("attn1", "attn2"):
@@ -172,8 +172,9 @@ def test_the_explicit_pattern_is_what_the_fused_kernel_does(tiny, kind):
     assert check.calls == 2 * 2  # steps, layers
 
 
-@pytest.mark.parametrize("kind, half, steps, batch", [("cross", "cond", None, 128), ("cross", "uncond", None, 3), ("cross", "cond", [1], 3),
-                                                      ("self", "cond", None, 2), ("self", "uncond", [0], 128)])
+@pytest.mark.parametrize("kind, half, steps, batch", [
+    ("cross", "cond", None, 128), ("cross", "uncond", None, 3), ("cross", "cond", [1], 3), ("self", "cond", None, 2),
+    ("self", "uncond", [0], 128)])
 def test_patterns_are_the_textbook_s(tiny, kind, half, steps, batch):
     reader = Patterns([(0, 1), (1, 0)], kind, steps, half)
     latents(tiny, reader, batch=batch)
@@ -354,8 +355,8 @@ def test_a_patched_projection_is_another_sample_s(tiny, stage, name):
     assert close(found, wanted) and differ(found[0], forward(tiny, seeds=[3, 4])[0])
 
 
-@pytest.mark.parametrize("stage, add, shape", [("query", False, (1, 1, 64, D)), ("query", True, (2, 1, 1, D)), ("key", True, (2, 2, 7, D)),
-                                               ("value", False, (2, 1, 7, D))])
+@pytest.mark.parametrize("stage, add, shape", [
+    ("query", False, (1, 1, 64, D)), ("query", True, (2, 1, 1, D)), ("key", True, (2, 2, 7, D)), ("value", False, (2, 1, 7, D))])
 def test_a_replaced_projection_is_the_given_tensor(tiny, stage, add, shape):
     value = torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -525,7 +526,8 @@ def test_an_edit_keeps_to_its_steps(tiny):
 @pytest.mark.parametrize("hook, name", [
     (lambda: Ablate([(0, 0)], steps=[1]), "Ablate"), (lambda: AddStream(torch.ones(16), steps=[2]), "AddStream"),
     (lambda: Ablate([]), "Ablate"), (lambda: MaskKeys(torch.eye(7).bool()[:1], half="uncond"), "MaskKeys"),
-    (lambda: PathPatch((0, 0), [(1, 0)], torch.tensor([1, 0]), steps=[1]), "PathPatch"), (lambda: Patterns([(0, 0)], steps=[3]), "Patterns"),
+    (lambda: PathPatch((0, 0), [(1, 0)], torch.tensor([1, 0]), steps=[1]), "PathPatch"),
+    (lambda: Patterns([(0, 0)], steps=[3]), "Patterns"),
 ])
 def test_a_hook_that_never_acts_is_an_error(tiny, hook, name):
     with pytest.raises(RuntimeError, match=f"{name} never acted: no forward ran, or none at its layers, steps and half"):
@@ -609,8 +611,9 @@ def test_a_model_without_cross_attention_is_refused_by_name(tiny, lively):
     model.transformer_blocks[1].attn2 = None
     before = state(model)
     for hook in (Ablate([(0, 0)]), Patterns([(0, 0)]), Outputs()):
-        with pytest.raises(ValueError, match="no cross-attention in some block; cross-attention hooks do not apply"), hooked(model, hook):
-            pass
+        with pytest.raises(ValueError, match="no cross-attention in some block; cross-attention hooks do not apply"):
+            with hooked(model, hook):
+                pass
     assert state(model) == before
     with pytest.raises(ValueError, match="Linear is no diffusers transformer with blocks of attention"), hooked(nn.Linear(2, 2)):
         pass

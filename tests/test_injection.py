@@ -15,7 +15,8 @@ from spatial_circuits.render import render
 from spatial_circuits.scenes import RELATIONS
 
 PROMPTS = ["red square is above blue circle", "triangle is to the left of red square"]
-BALANCED = [f"red {a} is {PHRASES[PHRASE_RELATION.index(r)]} blue {b}" for r in range(8) for a, b in (("square", "circle"), ("circle", "square"))]
+BALANCED = [f"red {a} is {PHRASES[PHRASE_RELATION.index(r)]} blue {b}" for r in range(8)
+            for a, b in (("square", "circle"), ("circle", "square"))]
 HEADS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 SEEDS = [1_000_000, 1_000_001]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,7 +139,7 @@ def test_injected_vectors_are_added_to_the_stream(tiny, vectors):
     assert found.shape == (3, 2, 64, 9)
     for a, pattern in zip((0, 1, -2.5), found):
         assert torch.allclose(pattern, patterns(tiny, PROMPTS, stream + a * each, 1)[:, 0], atol=1e-6)
-    assert torch.allclose(found[0], patterns(tiny, PROMPTS, stream, 1)[:, 0], atol=1e-6) and not torch.allclose(found[0], found[1], atol=1e-2)
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
 
 
 # ---- steering

@@ -2,6 +2,7 @@
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from spatial_circuits import circuit
-from spatial_circuits.ablation import INTACT, heads_of, name, others
+from spatial_circuits.ablation import INTACT, ablate, heads_of, name, others
 from spatial_circuits.captions import PHRASE_RELATION, PHRASES, all_captions, parse
 from spatial_circuits.dit import predict
 from spatial_circuits.edits import Patch, PathPatch
@@ -109,7 +110,7 @@ def test_all_heads_together_turn_one_prompt_into_the_other(net, factor):
 
 
 @pytest.mark.parametrize("stage", ["output", "pattern", "value", "query", "key"])
-@pytest.mark.parametrize("options", [{}, {"direction": "noising"}, {"half": "uncond"}, {"batch": 4}, {"per_prompt": 2, "seed": 3}],
+@pytest.mark.parametrize("options", [{}, {"direction": "noising"}, {"half": "uncond"}, {"batch": 6}, {"per_prompt": 2, "seed": 3}],
                          ids=lambda o: next(iter(o), "plain"))
 def test_a_set_takes_its_stage_from_the_other_run(net, stage, options):
     sets = {"a": [(0, 1)], "b": [(0, 0), (1, 1)]}
@@ -190,12 +191,13 @@ def test_without_other_ways_every_path_is_the_straight_one(tiny, album):
 
 @pytest.mark.parametrize("call, message", [
     (lambda net: patch(net, PROMPTS, "size", {"a": [(0, 0)]}), "factor 'size' is unknown"),
-    (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 0)]}, "backwards"), "direction 'backwards' is unknown; choose from denoising, noising"),
+    (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 0)]}, "back"), "direction 'back' is unknown; choose from denoising, noising"),
     (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 0)]}, stage="mask"), "stage 'mask' cannot be patched"),
     (lambda net: patch(net, PROMPTS, "shape", {"a": [(0, 7)]}), "head L0H7 is out of range"),
     (lambda net: patch(net, ["circle is above square"], "colour", {"a": [(0, 0)]}), "does not say its colour"),
     (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(0, 0)]}, [(1, 7)]), "head L1H7 is out of range"),
-    (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(1, 0)]}, [(1, 1)], straight=True), "a receiver in layer 1 cannot see the sender"),
+    (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(1, 0)]}, [(1, 1)], straight=True),
+     "a receiver in layer 1 cannot see the sender"),
     (lambda net: patch_paths(net, PROMPTS, "shape", {"a": [(0, 0)]}, [(1, 1)], "back"), "direction 'back' is unknown"),
     (lambda net: prediction_effects(net, PROMPTS, "size", {"a": [(0, 0)]}), "factor 'size' is unknown"),
     (lambda net: prediction_effects(net, PROMPTS, "shape", {"a": [(7, 0)]}), "head L7H0 is out of range"),
@@ -244,7 +246,8 @@ def test_effects_by_hand_and_whatever_the_batch(tiny, direction, every):
     wanted = {"denoising": both[0], "noising": both[1], "both": both.amin(0)}[direction]
     assert (both[0] - both[1]).abs().max() > 1e-2
     for batch in (256, 5, 1):
-        found = prediction_effects(tiny, PROMPTS, "relation", {"one": [(0, 1)], "none": []}, direction, steps=3, every=every, batch=batch)
+        sets = {"one": [(0, 1)], "none": []}
+        found = prediction_effects(tiny, PROMPTS, "relation", sets, direction, steps=3, every=every, batch=batch)
         assert np.allclose(found["one"], wanted, atol=1e-4)
 
 
@@ -304,9 +307,11 @@ def made_up(scores):
 
 
 def test_effects_are_scaled_from_the_counterpart_to_the_clean_run():
-    found = normalised(made_up({"clean": [1, 1, 1, .6], "counterpart": [0, .2, 0, 0], "half": [.5, .5, .5, .4], "worse": [0, 0, 0, 0]}), "loose")
+    scores = {"clean": [1, 1, 1, .6], "counterpart": [0, .2, 0, 0], "half": [.5, .5, .5, .4], "worse": [0, 0, 0, 0]}
+    found = normalised(made_up(scores), "loose")
     assert list(found.index) == ["clean", "counterpart", "half", "worse"]
-    assert tuple(found.loc["clean"][["mean", "low", "high"]]) == (1, 1, 1) and tuple(found.loc["counterpart"][["mean", "low", "high"]]) == (0, 0, 0)
+    for condition, value in (("clean", 1), ("counterpart", 0)):
+        assert tuple(found.loc[condition][["mean", "low", "high"]]) == (value,) * 3
     assert found.loc["half", "mean"] == pytest.approx((.475 - .05) / (.9 - .05)) and found.loc["half", "raw"] == pytest.approx(.475)
     assert found.loc["worse", "mean"] == pytest.approx(-.05 / .85)
     assert found.loc["half", "low"] <= found.loc["half", "mean"] <= found.loc["half", "high"]
@@ -331,6 +336,21 @@ def test_a_circuit_is_found_from_patching_alone(tiny):
     assert str(circuit.Circuit([], [(0, 1)], [], found.trace)) == "relation: none; object: L0H1; colour: none"
 
 
+def test_scouting_takes_heads_that_look_at_the_relation_and_turn_the_object_head(tiny, monkeypatch):
+    made_up = {"relation": torch.tensor([[[.5, .2], [.7, .1]]]), "object": torch.tensor([[[0, .1], [.9, .2]]])}  # [P, L, H]
+    monkeypatch.setattr(circuit, "synopsis", lambda *_, **__: SimpleNamespace(table=lambda value: torch.zeros(1)))
+    monkeypatch.setattr(circuit, "scores", lambda table: made_up)
+    heads, reader, table = circuit.scout(tiny, PROMPTS, turn=-9)
+    assert (heads, reader) == ([(0, 0)], (1, 0))                                             # L1H0 looks more, but comes too late
+    assert list(table.index) == ["L1H0", "L0H0", "L0H1", "L1H1"] and list(table["object"]) == pytest.approx([.9, 0, .1, .2])
+    for h in ((0, 0), (0, 1)):
+        wanted = query_shares(tiny, PROMPTS, "relation", [h], reader)["all paths"].mean()
+        assert table.loc[name(*h), "turns"] == pytest.approx(wanted, abs=1e-5)
+    assert table.loc[["L1H0", "L1H1"], "turns"].isna().all()
+    assert circuit.scout(tiny, PROMPTS, share=.2, turn=-9)[0] == [(0, 0), (0, 1)]
+    assert circuit.scout(tiny, PROMPTS, turn=99)[0] == [(1, 0)]                              # none turns so much: the best by its look
+
+
 def test_the_shipped_model_has_a_small_circuit(one_thread):
     net = load("rte")
     found = circuit.find(net, [PROMPTS[0], "blue circle is to the right of red triangle"], limit=4, steps=2)
@@ -348,14 +368,13 @@ def test_the_three_tests_of_a_circuit_are_runs_without_the_right_heads(net):
                      "random 1", "random 2"]
     wanted = {"circuit alone": [(0, 0), (1, 1)], "without the circuit": member, "nothing": HEADS,
               "circuit without L0H1": others(net, [(1, 0)]), "circuit without L1H0": others(net, [(0, 1)])}
-    from spatial_circuits.ablation import ablate
     ablate(net, PROMPTS[:1], wanted, mean=mean, steps=2)
     ours, theirs = (dict(zip(n, seen)) for n, seen in zip((names, [INTACT, *wanted]), net.vae.seen))
     assert all(close(ours[c], theirs[c]) for c in (INTACT, *wanted)) and differ(ours["circuit alone"], ours["nothing"])
-    pairs = [[a, b] for i, a in enumerate(HEADS) for b in HEADS[i + 1:]]                     # random sets: two heads alone
-    ablate(net, PROMPTS[:1], {str(p): others(net, p) for p in pairs}, mean=mean, steps=2)
-    for c in ("random 1", "random 2"):
-        assert sum(close(ours[c], x) for x in net.vae.seen[-1][1:]) == 1
+    circuit.tests(net, PROMPTS[:1], HEADS[:1], mean, random=3, steps=2)                       # random sets: one head alone
+    ablate(net, PROMPTS[:1], {str(h): others(net, [h]) for h in HEADS}, mean=mean, steps=2)
+    for latents in net.vae.seen[-2][-3:]:
+        assert sum(close(latents, x) for x in net.vae.seen[-1][1:]) == 1
 
 
 def test_shares_are_of_the_intact_score():
@@ -364,7 +383,6 @@ def test_shares_are_of_the_intact_score():
     assert list(found.index) == [INTACT, "a", "b", "c"] and list(found["mean"]) == [1, .5, .5, 0] and (found["n_prompts"] == 4).all()
     assert tuple(found.loc["a"][["low", "high"]]) == (.5, .5)                                # a pair's share has no spread
     assert found.loc["b", "low"] < .2 and found.loc["b", "high"] > .8
-    assert circuit.shares(frame, seed=1).loc["b", "low"] != pytest.approx(-1)
 
 
 def test_agreement_is_rank_correlation_and_the_same_best_head():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from spatial_circuits.metrics import prompt_set
-from spatial_circuits.weights import (DIRECTIONS, captioned, composed, cross, ov, positions, qk_maps, queries, ramps, screen, snapshots,
-                                      spectra, templates, words)
+from spatial_circuits.weights import (DIRECTIONS, captioned, composed, cross, ov, positions, qk_maps, queries, ramps, reading, screen,
+                                      shape_keys, snapshots, spectra, templates, words, written)
 
 PROMPTS = ["red square is above blue circle", "triangle is to the left of red square"]
 SIDES = torch.tensor([(0, -1), (0, 1), (-1, 0), (1, 0)])
@@ -84,6 +84,28 @@ def test_composition_is_how_far_a_write_moves_the_logits(model, vectors):
         moved = (qk_maps(model, vectors, stream + writes[r]) - qk_maps(model, vectors, stream)).flatten(3)  # [L, H, K, N]
         wanted = moved - moved.mean(2, keepdim=True)
         assert torch.allclose(found[:, :, r, :, None].expand(-1, -1, -1, 64), wanted, atol=1e-4)
+
+
+def test_what_a_head_writes_is_its_values_by_its_pattern(model, rte):
+    """At every place, from the module's own values."""
+    text = model.caption_projection(rte.encode(PROMPTS).embeddings)
+    pattern = torch.rand(2, 64, 9, generator=torch.Generator().manual_seed(4)).softmax(-1)
+    attn = model.transformer_blocks[1].attn2
+    alone = torch.zeros(2, 64, 16)
+    alone[..., D:] = pattern @ attn.to_v(text)[..., D:]
+    found = written(model, text, pattern, (1, 1))
+    assert torch.allclose(found, attn.to_out[0](alone) - attn.to_out[0].bias, atol=1e-5) and found.std() > 0.05
+
+
+def test_a_reading_is_by_how_far_a_write_sets_two_logits_apart(model, rte):
+    keys = shape_keys(model, rte, PROMPTS)
+    vectors = model.caption_projection(rte.encode(PROMPTS).embeddings)
+    assert torch.allclose(keys, torch.stack([vectors[0, [1, 5]], vectors[1, [0, 7]]]), atol=1e-6)
+    writes, stream = noise(2, 64, 16), noise(64, 16)
+    found = reading(model, writes, keys, (1, 0))
+    for b in range(2):
+        moved = (qk_maps(model, keys[b], stream + writes[b]) - qk_maps(model, keys[b], stream))[1, 0].flatten(1)  # [2, N]
+        assert torch.allclose(found[b], moved[0] - moved[1], atol=1e-4)
 
 
 def test_spectra_are_those_of_the_whole_matrices(model):
@@ -195,7 +217,7 @@ def test_a_screen_finds_a_planted_ramp_head(lively, rte):
     vectors, heights = words(model, rte, prompts), positions(model)
     height = torch.linspace(1, -1, 8).repeat_interleave(8)
     attn = model.transformer_blocks[1].attn2
-    axis = torch.linalg.lstsq(heights, height[:, None]).solution[:, 0]               # what in P_i is height
+    axis = (torch.linalg.pinv(heights.double(), rtol=1e-4) @ height.double()).float()  # what in P_i is height
     apart = vectors["above"] - vectors["below"]
     attn.to_q.weight[:D], attn.to_k.weight[:D] = 0, 0
     attn.to_q.weight[0], attn.to_k.weight[0] = 10 * axis, 10 * apart / apart.norm()

@@ -13,7 +13,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from .ablation import INTACT, ablate, name, others
-from .patching import grow
+from .patching import grow, query_shares
+from .synopsis import scores, synopsis
 
 ROLES = ("relation", "object", "colour")
 Head = tuple[int, int]
@@ -35,14 +36,35 @@ class Circuit:
         return "; ".join(f"{role}: {', '.join(name(*h) for h in getattr(self, role)) or 'none'}" for role in ROLES)
 
 
-def find(model, prompts: Sequence[str], target: float = 0.9, limit: int = 6, **options) -> Circuit:
+def scout(model, prompts: Sequence[str], share: float = 0.5, turn: float = 0.1, seed: int = 1,
+          **options) -> tuple[list[Head], Head, pd.DataFrame]:
+    """Relation heads and the object head by where they look and, for the relation, whether it is used: no picture is patched.
+
+    The object head has the best object score of the synopsis. Relation heads have at least `share` of the best relation
+    score, and their output under the opposite relation turns at least `turn` of the object head's query (see
+    `patching.query_shares`); if there is none, the head with the best relation score. The table has a row a head: relation,
+    object, turns (NaN for a head that does not come before the object head).
+    """
+    found = scores(synopsis(model, prompts, 1, seed, **options).table("per token").nan_to_num())   # [P, L, H] each
+    table = pd.DataFrame({kind: x.mean(0).flatten().tolist() for kind, x in found.items()}, index=[name(*h) for h in others(model, [])])
+    where = dict(zip(table.index, others(model, [])))
+    reader = where[table["object"].idxmax()]
+    table["turns"] = pd.Series({n: query_shares(model, prompts, "relation", [h], reader, seed)["all paths"].mean()
+                                for n, h in where.items() if h[0] < reader[0]}, dtype=float)
+    table = table.sort_values("relation", ascending=False)
+    chosen = table[(table["relation"] >= share * table["relation"].max()) & (table["turns"] >= turn)]
+    return [where[n] for n in (chosen.index if len(chosen) else table.index[:1])], reader, table
+
+
+def find(model, prompts: Sequence[str], target: float = 0.9, limit: int = 6, first: dict[str, pd.DataFrame] | None = None,
+         **options) -> Circuit:
     """The circuit of a model, from paired prompts alone; `target` is the effect at which a set is complete, measured at every
-    other step."""
-    options = {"every": 2, **options}
-    shape = grow(model, prompts, "shape", target, limit, **options)
-    colour = grow(model, prompts, "colour", target, limit, **options)
+    other step. `first` holds the effects of single heads by factor, in both directions, if they are known already."""
+    options, first = {"every": 2, **options}, first or {}
+    shape = grow(model, prompts, "shape", target, limit, first=first.get("shape"), **options)
+    colour = grow(model, prompts, "colour", target, limit, first=first.get("colour"), **options)
     output = [*shape["head"], *colour["head"]]
-    relation = grow(model, prompts, "relation", target, limit, without=output, **options)
+    relation = grow(model, prompts, "relation", target, limit, without=output, first=first.get("relation"), **options)
     return Circuit(list(relation["head"]), list(shape["head"]), list(colour["head"]),
                    pd.concat([shape, colour, relation], ignore_index=True))
 

@@ -106,7 +106,9 @@ def partition(x: Tensor, factors: dict[str, Sequence[str]], n_perm: int = 1000, 
         own = z[i][order]                                                                     # [1 + perms, n, levels - 1]
         own = own - other @ (other.T @ own)
         gram, cross = own.transpose(0, 2, 1) @ own, own.transpose(0, 2, 1) @ small
-        ss = (cross * (np.linalg.pinv(gram, rcond=1e-9, hermitian=True) @ cross)).sum((1, 2))
+        w, v = np.linalg.eigh(gram)                                                           # what is nested in others is no direction
+        inverse = np.where(w > 1e-9 * (z[i] ** 2).sum(), 1 / np.where(w > 0, w, 1), 0)
+        ss = (inverse[..., None] * (v.transpose(0, 2, 1) @ cross) ** 2).sum((1, 2))
         p = (1 + (ss[1:] >= ss[0] * (1 - 1e-9)).sum()) / (n_perm + 1)
         rows.append((factor, len(names[i]), ss[0] / total, ss[0] / (ss[0] + total - whole), explained(z[i]) / total, p))
     table = pd.DataFrame(rows, columns=["factor", "levels", "partial_r2", "partial_eta2", "marginal_r2", "p"]).set_index("factor")

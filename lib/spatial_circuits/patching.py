@@ -204,13 +204,14 @@ def query_shares(model, prompts: Sequence[str], factor: str, senders: Heads, rec
 
 
 def grow(model, prompts: Sequence[str], factor: str, target: float = 0.9, limit: int = 6, without: Heads = (),
-         **options) -> pd.DataFrame:
+         first: pd.DataFrame | None = None, **options) -> pd.DataFrame:
     """A small set of heads, found greedily, that carries a factor alone and without which nothing of it is left.
 
     Each round adds the head that brings most by `prediction_effects`, the smaller of denoising and noising.
 
     Ends when the mean effect reaches `target`, the set has `limit` heads, or none is left; heads in `without` are not
-    considered. A row a round: factor, name, head, effect, low, high (95 % bootstrap over prompts).
+    considered. `first` are the effects of single heads in both directions, if known. A row a round: factor, name, head,
+    effect, low, high (95 % bootstrap over prompts).
     """
     chosen: list[tuple[int, int]] = []
     rows, rng = [], np.random.default_rng(0)
@@ -218,7 +219,8 @@ def grow(model, prompts: Sequence[str], factor: str, target: float = 0.9, limit:
         sets = {name(*h): [*chosen, h] for h in heads_of(model) if h not in chosen and h not in without}
         if not sets:
             break
-        found = prediction_effects(model, prompts, factor, sets, "both", **options)
+        known = first is not None and not chosen
+        found = first[list(sets)] if known else prediction_effects(model, prompts, factor, sets, "both", **options)
         best = found.mean().idxmax()
         chosen.append(sets[best][-1])
         draws = found[best].to_numpy()[rng.integers(0, len(found), (2000, len(found)))].mean(1)

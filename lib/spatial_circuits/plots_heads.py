@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
@@ -20,16 +21,16 @@ COLORS = {"relation": "#009E73", "object": "#882D71", "colour": "#B87A00", "rest
 
 @styled
 def head_grid(scores: dict[str, Tensor], label: str, marked: dict[str, Sequence[tuple[int, int]]] | None = None,
-              columns: int = 4) -> Figure:
+              columns: int = 4, tall: float = 1.2) -> Figure:
     """Scores [L, H] side by side, layers down and heads across, on one colour scale (symmetric if any is negative).
 
-    marked: sets of heads by a key of COLORS, framed in its colour.
+    marked: sets of heads by a key of COLORS, framed in its colour. tall: a panel's height over its width, at most.
     """
     values = torch.stack(list(scores.values())).float()
     top, signed = float(values.abs().max()) or 1.0, bool((values < 0).any())
     rows = math.ceil(len(scores) / columns)
     across = min(columns, len(scores))
-    height = WIDTH / across * min(1.2, values.shape[1] / values.shape[2]) + 0.5
+    height = WIDTH / across * min(tall, values.shape[1] / values.shape[2]) + 0.5
     figure, axes = plt.subplots(rows, across, figsize=(WIDTH, rows * height), squeeze=False)
     for ax in axes.flat[len(scores):]:
         ax.set_axis_off()
@@ -50,7 +51,8 @@ def head_grid(scores: dict[str, Tensor], label: str, marked: dict[str, Sequence[
 @styled
 def attention_rows(rows: dict[str, Tensor], titles: Sequence[str], label: str = "attention", image: Tensor | None = None,
                    top: float | None = None) -> Figure:
-    """Maps [K, 8, 8] in named rows, K titled columns, one scale; `image` uint8 [3, H, W] is drawn at the end of each row."""
+    """Maps [K, 8, 8] in named rows, K titled columns, one scale; `image` uint8 [3, H, W] is drawn at the end of each row,
+    or one of several [rows, 3, H, W]."""
     count = len(titles) + (image is not None)
     values = torch.stack(list(rows.values())).float()
     top, signed = top or float(values.abs().max()) or 1.0, bool((values < 0).any())
@@ -63,7 +65,7 @@ def attention_rows(rows: dict[str, Tensor], titles: Sequence[str], label: str = 
             if x < len(titles):
                 drawn = ax.imshow(maps[x].float().cpu(), vmin=-top * signed, vmax=top, cmap="PuOr_r" if signed else "viridis")
             else:
-                ax.imshow(image.permute(1, 2, 0).cpu().numpy())
+                ax.imshow((image[y] if image.ndim == 4 else image).permute(1, 2, 0).cpu().numpy())
             if y == 0:
                 ax.set_title(titles[x] if x < len(titles) else "picture", fontsize=7, pad=2)
         line[0].set_ylabel("\n".join(textwrap.wrap(name, 14)), fontsize=7)
@@ -72,30 +74,65 @@ def attention_rows(rows: dict[str, Tensor], titles: Sequence[str], label: str = 
 
 
 @styled
-def diagram(members: dict[str, Sequence[str]], edges: Sequence[tuple[str, str, str]], captions: dict[str, str]) -> Figure:
-    """A circuit from left to right: stages by role in the order of `members` (names of heads), arrows (from, to, text).
+def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
+    """Labelled points: a colour a group, frames with columns x, y and an index of labels; lines mark both zeros.
 
-    The stages "text" and "picture" are drawn at the ends; `captions` say below each stage what it does.
+    Points of a group that lie close together share a label.
     """
-    stages = ["text", *members, "picture"]
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.9))
-    place = {stage: 2.0 * i for i, stage in enumerate(stages)}
-    for stage, x in place.items():
-        color = COLORS.get(stage, "#4D4D4D")
-        ax.add_patch(FancyBboxPatch((x - 0.55, -0.45), 1.1, 0.9, boxstyle="round,pad=0.05", facecolor=color, alpha=0.15))
-        ax.add_patch(FancyBboxPatch((x - 0.55, -0.45), 1.1, 0.9, boxstyle="round,pad=0.05", fill=False, edgecolor=color, linewidth=1.5))
-        named = "\n".join(members[stage]) if stage in members else stage
-        ax.text(x, 0, named, ha="center", va="center", fontsize=8, weight="bold")
-        ax.text(x, 0.6, f"{stage} heads" if stage in members else "", ha="center", fontsize=8, color=color)
-        ax.text(x, -0.62, "\n".join(textwrap.wrap(captions.get(stage, ""), 17)), ha="center", va="top", fontsize=7)
-    for a, b, text in edges:
-        x0, x1 = place[a] + 0.6, place[b] - 0.6
-        bend = 0.0 if stages.index(b) - stages.index(a) == 1 else -0.35
-        ax.add_patch(FancyArrowPatch((x0 if not bend else place[a] + 0.3, 0.5 * bool(bend)), (x1 if not bend else place[b] - 0.3, 0.5 * bool(bend)),
-                                     arrowstyle="-|>", mutation_scale=10, color="#4D4D4D", connectionstyle=f"arc3,rad={bend}"))
-        middle = (place[a] + place[b]) / 2
-        ax.text(middle, 1.15 + 0.18 * (stages.index(b) - stages.index(a) - 2) if bend else 0.08, text, ha="center", va="bottom", fontsize=7)
-    ax.set(xlim=(-0.8, place["picture"] + 0.8), ylim=(-1.7, 1.8))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    span = pd.concat(groups).agg(lambda c: c.max() - c.min())[["x", "y"]] / 12
+    for name, frame in groups.items():
+        points = ax.plot(frame["x"], frame["y"], "o", markersize=4, label=name)[0]
+        labels: dict[tuple[float, float], list[str]] = {}
+        for label, x, y in frame[["x", "y"]].itertuples():
+            near = [k for k in labels if abs(k[0] - x) < span["x"] and abs(k[1] - y) < span["y"]]
+            labels.setdefault(near[0] if near else (x, y), []).append(label)
+        for (x, y), names in labels.items():
+            side = {"xytext": (4, 3)} if x >= 0 else {"xytext": (-4, 3), "ha": "right"}
+            ax.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=7, color=points.get_color(), **side)
+    ax.axhline(0, color="#8C8C8C", linewidth=0.8)
+    ax.axvline(0, color="#8C8C8C", linewidth=0.8)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    figure.legend(loc="outside right center")
+    return figure
+
+
+_PLACES = {"text": (0, 0), "shape words": (0, 1), "relation words": (0, 0), "colour words": (0, -1), "relation": (1.55, 0),
+           "object": (3.1, 1), "colour": (3.1, -1), "picture": (4.65, 0)}  # column and row of each stage of `diagram`
+
+
+@styled
+def diagram(members: dict[str, Sequence[str]], edges: Sequence[tuple[str, str, str]], captions: dict[str, str]) -> Figure:
+    """A circuit from the text on the left to the picture on the right: a box for each stage, arrows (from, to, label).
+
+    `members` names the heads of the stages relation, object and colour. Edges may also start at text (or shape words,
+    relation words, colour words) and end at picture; `captions` say below a box what the stage does. Raises ValueError for
+    another stage.
+    """
+    stages = list(dict.fromkeys([*members, *(s for a, b, _ in edges for s in (a, b))]))
+    if unknown := [s for s in stages if s not in _PLACES]:
+        raise ValueError(f"stage {unknown[0]!r} is unknown; choose from {', '.join(_PLACES)}")
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.9))
+    wide, high = 0.42, 0.27                                                                    # half the size of a box
+    for stage in stages:
+        x, y = _PLACES[stage]
+        color, heads = COLORS.get(stage, "#4D4D4D"), list(members.get(stage, []))
+        text = "\n".join(textwrap.wrap(", ".join(heads) or ("none" if stage in members else stage), 14))
+        ax.add_patch(FancyBboxPatch((x - wide, y - high), 2 * wide, 2 * high, boxstyle="round,pad=0.03", linewidth=1.5,
+                                    facecolor=to_rgba(color, 0.15), edgecolor=color, zorder=3))
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, weight="bold", zorder=4)
+        said, above = textwrap.wrap(captions.get(stage, ""), 19), y > 0                        # clear of the arrows between rows
+        ax.text(x, y + (high + 0.07) * (1 if above else -1), "\n".join(said), ha="center", va="bottom" if above else "top", fontsize=7)
+        if stage in members:
+            ax.text(x, y + high + 0.07 + 0.13 * len(said) * above, f"{stage} head{'s' * (len(heads) != 1)}", ha="center", va="bottom",
+                    fontsize=8, color=color)
+    for a, b, label in edges:
+        (x0, y0), (x1, y1) = _PLACES[a], _PLACES[b]
+        start, end = (x0 + wide + 0.05, y0 + 0.15 * (y1 - y0)), (x1 - wide - 0.06, y1 - 0.15 * (y1 - y0))
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color="#4D4D4D", shrinkA=0, shrinkB=0, zorder=1))
+        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, label, ha="center", va="center", fontsize=7, linespacing=1.1,
+                zorder=2, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    ax.set(xlim=(-wide - 0.1, 4.65 + wide + 0.1), ylim=(-1.75, 1.85))
     ax.set_axis_off()
     return figure
 
@@ -108,8 +145,11 @@ def tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, vmin: 
     The scale is diverging about zero if `vmin` is negative. NaN cells stay empty.
     """
     first, across = next(iter(frames.values())), min(columns, len(frames))
-    down = math.ceil(len(frames) / across)
-    height = 0.24 * len(first) + 0.11 * max(len(str(c)) for c in first.columns) ** 0.8 + 0.5
+    down, names = math.ceil(len(frames) / across), [str(c).replace("_", " ") for c in first.columns]
+    room = int((WIDTH - 1.8) / across / len(names) / 0.062)                                    # characters a column holds
+    level = max(len(word) for name in names for word in name.split()) <= room
+    names = [textwrap.fill(name, max(1, room)) if level else name for name in names]
+    height = 0.24 * len(first) + (0.12 * max(n.count("\n") + 1 for n in names) if level else 0.06 * max(map(len, names))) + 0.6
     figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * height), squeeze=False, sharey=True)
     for ax in axes.flat[len(frames):]:
         ax.set_axis_off()
@@ -120,8 +160,7 @@ def tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, vmin: 
             if not np.isnan(value):
                 r, g, b, _ = image.cmap(image.norm(value))
                 ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="white" if r + g + b < 1.5 else "black")
-        wrapped = [textwrap.fill(str(c).replace("_", " "), 14) for c in frame.columns]
-        ax.set_xticks(range(frame.shape[1]), wrapped, fontsize=7, rotation=90 if max(len(w) for w in wrapped) * frame.shape[1] * across > 70 else 0)
+        ax.set_xticks(range(frame.shape[1]), names, fontsize=7, rotation=0 if level else 90)
         ax.set_yticks(range(len(frame)), [str(i).replace("_", " ") for i in frame.index], fontsize=7)
         ax.set_title(title)
         ax.set_xlabel(xlabel)

@@ -92,6 +92,27 @@ def composed(model: nn.Module, writes: Tensor, keys: Tensor) -> Tensor:
     return logits * w["k"].shape[2] ** -0.5
 
 
+def shape_keys(model: nn.Module, encoder: Encoder, prompts: list[str]) -> Tensor:
+    """[P, 2, D]: the vectors, after the caption MLP, of each prompt's first and second shape word."""
+    text = encoder.encode(prompts)
+    mask = torch.tensor([[[r == role for r in row] for role in ("shape1", "shape2")] for row in text.roles]).float()
+    vectors = captioned(model, text.embeddings.to(model.device))
+    return mask.to(vectors.device) @ vectors / mask.sum(-1, keepdim=True).to(vectors.device)
+
+
+def written(model: nn.Module, vectors: Tensor, pattern: Tensor, head: tuple[int, int]) -> Tensor:
+    """What a head writes at every place [B, N, D], given text vectors [B, T, D] and its pattern [B, N, T]."""
+    return pattern.float() @ ov(model, vectors.flatten(0, 1))[head].unflatten(0, vectors.shape[:2])
+
+
+def reading(model: nn.Module, writes: Tensor, keys: Tensor, head: tuple[int, int]) -> Tensor:
+    """By how much writes [B, N, D] move a later head's logit for the first of two keys [B, 2, D] against the second:
+    [B, N], by the straight path through the residual stream."""
+    w = cross(model)
+    k = (keys[:, 0] - keys[:, 1]) @ w["k"][head].T                                           # [B, d]
+    return (writes @ w["q"][head].T @ k[..., None])[..., 0] * k.shape[-1] ** -0.5
+
+
 def spectra(model: nn.Module) -> dict[str, Tensor]:
     """Singular values [L, H, d] of each head's QK form W_q^T W_k and OV map W_o W_v, both D x D of rank d."""
     w = cross(model)
