@@ -60,7 +60,7 @@ def pictures(prompts: Sequence[str], per_prompt: int, seed: int) -> tuple[list[s
 
 
 def sweep(model, prompts: Sequence[str], names: Sequence[str], hooks: Sequence[Hook] = (), per_prompt: int = 1, seed: int = 1,
-          batch: int = 128, progress: bool = False, scored: Sequence[str] | None = None, **options) -> pd.DataFrame:
+          batch: int = 32, progress: bool = False, scored: Sequence[str] | None = None, **options) -> pd.DataFrame:
     """Draw and score every picture under each of the named conditions: `metrics.score`'s frame plus condition and seed.
 
     `hooks` describe pictures x conditions samples, conditions varying fastest (see `spread`). `prompts` and `scored`,

@@ -3,11 +3,14 @@
 16 x 16 latents in 2 x 2 patches give 8 x 8 = 64 image tokens with a fixed 2-D sinusoidal position embedding. Text enters
 through cross-attention alone, which reads the raw residual stream. The module stays stock diffusers throughout.
 """
+from copy import deepcopy
 from math import sqrt
 
 import torch
 from diffusers import PixArtTransformer2DModel
-from torch import nn
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 PRESETS = {  # depth, heads, head dimension; all but `tiny` are the paper's
     "tiny": (6, 4, 32), "nano": (3, 3, 64), "micro": (6, 3, 64), "mini": (6, 6, 64), "B": (12, 12, 64),
@@ -55,3 +58,35 @@ def predict(model: nn.Module, latents: torch.Tensor, timestep: torch.Tensor, tex
     """One forward: latents [B, 4, 16, 16], timestep [B] in 0..1000, text [B, T, D], mask [B, T] -> [B, 4, 16, 16]."""
     return model(latents, encoder_hidden_states=text, timestep=timestep, encoder_attention_mask=mask.to(text.dtype),
                  added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False)[0]
+
+
+def padded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    """Attention's inputs with keys padded to a multiple of 16, the padding masked, where that is faster: in bf16 on CPUs, four
+    times. Unchanged otherwise. key, value [B, H, T, d], mask [B, H or 1, N or 1, T] or None."""
+    more = -key.shape[-2] % 16
+    if not more or key.dtype != torch.bfloat16 or key.device.type != "cpu":
+        return query, key, value, mask
+    mask = key.new_zeros(1, 1, 1, key.shape[-2]) if mask is None else mask
+    return query, pad(key, (0, 0, 0, more)), pad(value, (0, 0, 0, more)), pad(mask, (0, more), value=-10_000.0)
+
+
+class PaddedProcessor(AttnProcessor2_0):
+    """diffusers' processor for cross-attention, with the text padded to a multiple of 16 tokens (see `padded`)."""
+
+    def __call__(self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+                 attention_mask: Tensor | None = None, **rest) -> Tensor:
+        if encoder_hidden_states is not None and attention_mask is not None:
+            more = -encoder_hidden_states.shape[1] % 16
+            encoder_hidden_states = pad(encoder_hidden_states, (0, 0, 0, more))
+            attention_mask = pad(attention_mask, (0, more), value=-10_000.0)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, **rest)
+
+
+def fast(model: PixArtTransformer2DModel) -> PixArtTransformer2DModel:
+    """A copy for sampling in bf16 on CPUs. Its GELU is the exact one in place of the tanh approximation, since torch computes it
+    five times as fast and the two differ by less (5e-4) than bf16 resolves."""
+    copy = deepcopy(model).bfloat16()
+    for block in copy.transformer_blocks:
+        block.ff.net[0].approximate = "none"
+        block.attn2.set_processor(PaddedProcessor())
+    return copy

@@ -7,7 +7,7 @@
 call and reduces it there; an *edit* changes one of its stages, query -> key -> mask -> pattern -> value -> output, or the
 residual stream between blocks. What a hook acts on is a mask over [sample, layer, head], so that a sweep over all heads is
 one batch in which every sample carries its own edit. Readers alone leave the output bit-identical to plain diffusers.
-The hooks themselves are in `edits` and `readers`.
+The hooks themselves are in `edits`.
 """
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from .dit import padded
 
 HALVES = ("uncond", "cond")   # the order of the two halves of a batch under classifier-free guidance
 STAGES = ("query", "key", "mask", "pattern", "value", "output")
@@ -56,13 +58,11 @@ class Call:
         """The heads' outputs [B, H, N, d], by the same kernel as plain diffusers unless the pattern was replaced."""
         if self.replaced is not None:
             return self.replaced @ self.value
-        return scaled_dot_product_attention(self.query, self.key, self.value, attn_mask=self.mask)
+        return scaled_dot_product_attention(*padded(self.query, self.key, self.value, self.mask))
 
     def rows(self, source: Tensor) -> Tensor:
         """[B] row of the batch that holds, in the same half, the sample which `source` [S] names for each row's sample.
-
-        Raises ValueError if that sample is in another batch.
-        """
+        Raises ValueError if that sample is in another batch."""
         wanted, first = source[self.sample], self.sample.min()
         outside = wanted[(wanted < first) | (wanted > self.sample.max())]
         if len(outside):
@@ -102,14 +102,14 @@ class Hook:
             raise ValueError(f"{self} acts on attention, not on the residual stream")
         shape = (len(blocks) + 1, 1) if self.kind == "residual" else (len(blocks), blocks[0].attn1.heads)
         self.chosen, self.fired = head_mask(self.where, *shape).to(device), False          # [S or 1, L, H]
-        if self.steps is not None and not isinstance(self.steps, Tensor):
-            bad = [s for s in self.steps if not isinstance(s, int) or s < 0]
-            if bad:
-                raise ValueError(f"step {bad[0]!r} is not a whole number of at least 0")
+        bad = [] if isinstance(self.steps, Tensor) else [s for s in self.steps or [] if not isinstance(s, int) or s < 0]
+        if bad:
+            raise ValueError(f"step {bad[0]!r} is not a whole number of at least 0")
         if len(self.sizes()) > 1:
             raise ValueError(f"{self} describes now {' now '.join(map(str, sorted(self.sizes())))} samples")
         for name in self.per_sample:
-            setattr(self, name, _to(getattr(self, name), device))
+            value = getattr(self, name)
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
 
     def layers(self) -> list[int]:
         """The layers at which this hook may act."""

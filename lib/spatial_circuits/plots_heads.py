@@ -80,19 +80,21 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
     Points of a group that lie close together share a label.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
-    span = pd.concat(groups).agg(lambda c: c.max() - c.min())[["x", "y"]] / 12
-    for name, frame in groups.items():
+    span = pd.concat(groups).agg(lambda c: c.max() - c.min())[["x", "y"]] / 20
+    for k, (name, frame) in enumerate(groups.items()):
         points = ax.plot(frame["x"], frame["y"], "o", markersize=4, label=name)[0]
         labels: dict[tuple[float, float], list[str]] = {}
         for label, x, y in frame[["x", "y"]].itertuples():
-            near = [k for k in labels if abs(k[0] - x) < span["x"] and abs(k[1] - y) < span["y"]]
+            near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
             labels.setdefault(near[0] if near else (x, y), []).append(label)
         for (x, y), names in labels.items():
-            side = {"xytext": (4, 3)} if x >= 0 else {"xytext": (-4, 3), "ha": "right"}
-            ax.annotate(", ".join(names), (x, y), textcoords="offset points", fontsize=7, color=points.get_color(), **side)
+            ax.annotate(textwrap.fill(", ".join(names), 10 if x >= 0 else 24), (x, y), (4 if x >= 0 else -4, -3 if k % 2 else 3), fontsize=7,
+                        textcoords="offset points", color=points.get_color(), ha="left" if x >= 0 else "right",
+                        va="top" if k % 2 else "bottom")
     ax.axhline(0, color="#8C8C8C", linewidth=0.8)
     ax.axvline(0, color="#8C8C8C", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.margins(x=0.1, y=0.1)
     figure.legend(loc="outside right center")
     return figure
 

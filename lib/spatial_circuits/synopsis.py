@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 from tqdm import tqdm
 
 from .ablation import name, pictures
 from .captions import ROLES, parse
 from .detect import detect_batch, masks
+from .dit import padded
 from .hooks import HALVES, Call, Reader, pick, run
 from .sample import STEPS
 from .scenes import COLORS, SHAPES
@@ -41,13 +43,22 @@ class RoleAttention(Reader):
     def read(self, call: Call) -> None:
         told, null = pick(self.roles, call.sample), pick(self.null, call.sample)
         roles = torch.where((call.half == 1)[:, None, None], told, null).to(call.query.dtype)[:, None]
-        self.calls[call.step, call.layer] = (call.pattern @ roles).half()
+        self.calls[call.step, call.layer] = _weighed(call, roles).half()
 
     @property
     def values(self) -> Tensor:
         steps = 1 + max(step for step, _ in self.calls)
         stacked = torch.stack([self.calls[k] for k in sorted(self.calls)], 1)                # [B, steps * L, H, N, R]
         return stacked.unflatten(1, (steps, -1))
+
+
+def _weighed(call: Call, weights: Tensor) -> Tensor:
+    """pattern @ weights [B, 1, T, R] -> [B, H, N, R], by the fused attention kernel with the weights as its values."""
+    spare = call.query.shape[-1] - weights.shape[-1]                                         # the kernel wants equal widths
+    if call.replaced is not None or spare < 0:
+        return call.pattern @ weights
+    values = pad(weights, (0, spare)).expand(-1, call.query.shape[1], -1, -1)
+    return scaled_dot_product_attention(*padded(call.query, call.key, values, call.mask))[..., :weights.shape[-1]]
 
 
 @dataclass

@@ -51,7 +51,7 @@ class VAE:
         return (torch.cat(parts).float() - self.mean) / self.std
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, batch: int = 64) -> Tensor:
+    def decode(self, latents: Tensor, batch: int = 16) -> Tensor:
         """latents [B, 4, 16, 16] -> uint8 [B, 3, 128, 128]."""
         dtype = self.model.dtype
         parts = [self.model.decode((z * self.std + self.mean).to(dtype)).sample.float() for z in latents.split(batch)]
