@@ -57,3 +57,31 @@ def test_every_input_moves_the_output_and_a_masked_token_does_not(lively):
 def test_unknown_size_is_refused():
     with pytest.raises(ValueError, match="'huge' is unknown; choose from tiny, nano, micro, mini, B"):
         dit.build("huge", 32)
+
+
+def test_padded_keys_change_no_attention():
+    query, key, value = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (64, 13, 13))
+    mask = torch.zeros(2, 3, 1, 13).bfloat16()
+    mask[0, :, :, 9:] = -10_000
+    for given in (mask, None):
+        inputs = dit.padded(query, key, value, given)
+        assert inputs[1].shape[2] == 16
+        bias = given if given is not None else 0
+        plain = ((query @ key.transpose(-1, -2)).float() * 8 ** -0.5 + bias).softmax(-1) @ value.float()
+        assert torch.allclose(torch.nn.functional.scaled_dot_product_attention(*inputs).float(), plain, atol=0.02)
+    single = query.float(), key.float(), value.float(), mask.float()
+    assert dit.padded(*single)[1] is single[1]
+
+
+def test_the_fast_copy_predicts_the_same_and_leaves_the_model_alone(lively, rte):
+    model = lively()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    text = rte.encode(["red square is above blue circle", "blue circle is to the upper left of red square"])
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    arguments = torch.tensor([500.0, 500.0]), text.embeddings, text.mask
+    exact = dit.predict(model, latents, *arguments)
+    quick = dit.fast(model)
+    near = dit.predict(quick, latents.bfloat16(), arguments[0], text.embeddings.bfloat16(), text.mask).float()
+    assert (near - exact).norm() / exact.norm() < 0.03
+    assert next(model.parameters()).dtype == torch.float32 and model.transformer_blocks[0].ff.net[0].approximate == "tanh"
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

@@ -138,10 +138,14 @@ def knock(model, prompts: Sequence[str], mean: Tensor | None = None, candidates:
 
 
 def role_mask(encoder: Encoder, prompts: Sequence[str], role: str) -> Tensor:
-    """[P, T] True at the tokens of that role. Raises ValueError naming the first prompt without it, or an unknown role."""
-    if role not in ROLES:
-        raise ValueError(f"role {role!r} is unknown; choose from {', '.join(ROLES)}")
-    mask = torch.tensor([[r == role for r in row] for row in encoder.encode(list(prompts)).roles])
+    """[P, T] True at the tokens of that role, or of several ("colour1+colour2").
+
+    Raises ValueError naming the first prompt without any of them, or an unknown role.
+    """
+    parts = role.split("+")
+    if unknown := [r for r in parts if r not in ROLES]:
+        raise ValueError(f"role {unknown[0]!r} is unknown; choose from {', '.join(ROLES)}")
+    mask = torch.tensor([[r in parts for r in row] for row in encoder.encode(list(prompts)).roles])
     missing = (~mask.any(1)).nonzero().flatten().tolist()
     if missing and role != "pad":
         raise ValueError(f"prompt {prompts[missing[0]]!r} holds no token of role {role}")

@@ -85,6 +85,23 @@ def tests(model, prompts: Sequence[str], circuit: Sequence[Head], mean: Tensor |
     return ablate(model, prompts, sets, mean=mean, seed=seed, **options)
 
 
+def prune(model, prompts: Sequence[str], circuit: Sequence[Head], mean: Tensor | None = None, metric: str = "loose", until: float = 0.5,
+          **options) -> pd.DataFrame:
+    """The circuit made smaller: each round takes out the member that the rest, alone, misses least by `metric`.
+
+    Ends when the rest is below `until` of the intact model, or one head is left. A row a round: out (the name of the head
+    taken out), left (the heads that remain), share of the intact model's score.
+    """
+    left, rows = list(circuit), []
+    while len(left) > 1 and (not rows or rows[-1]["share"] >= until):
+        sets = {name(*h): others(model, [c for c in left if c != h]) for h in left}
+        table = ablate(model, prompts, sets, mean=mean, **options).groupby("condition", sort=False)[metric].mean()
+        out = table.drop(INTACT).idxmax()
+        left = [h for h in left if name(*h) != out]
+        rows.append({"out": out, "left": left, "share": table[out] / max(table[INTACT], 1e-9)})
+    return pd.DataFrame(rows, columns=["out", "left", "share"])
+
+
 def shares(frame: pd.DataFrame, metric: str = "loose", seed: int = 0, n_boot: int = 2000) -> pd.DataFrame:
     """Each condition's score as a share of the intact model's: mean, low, high (95 % bootstrap over prompts), n_prompts."""
     cell = frame.groupby(["prompt", "condition"], sort=False)[metric].mean().unstack("condition").astype(float)

@@ -85,12 +85,12 @@ def rotation(width: int, seed: int = 0) -> Tensor:
 
 def steer(model, prompts: Sequence[str], targets: Sequence[int], vectors: Tensor, scales: Sequence[float],
           site: str = "residual stream", layer: int | None = None, per_prompt: int = 1, seed: int = 1,
-          when: Sequence[int] | None = None, **options) -> pd.DataFrame:
+          when: Sequence[int] | None = None, control: bool = True, **options) -> pd.DataFrame:
     """Samples in which the relation's vector is exchanged for the target's, scored against the target relation.
 
-    `targets` [P] number the wanted relations; `vectors` [8, N, D]. Columns of `metrics.score` plus condition, seed, scale
-    and vector ("relation" or "random"). Raises ValueError for an unknown site, unequal lengths, or a prompt without a
-    relation.
+    `targets` [P] number the wanted relations; `vectors` [8, N, D]; `when` are the steps at which to add (default: all).
+    Columns of `metrics.score` plus condition, seed, scale and vector ("relation", and unless `control` is off "random").
+    Raises ValueError for an unknown site, unequal lengths, or a prompt without a relation.
     """
     if site not in SITES:
         raise ValueError(f"site {site!r} is unknown; choose from {', '.join(SITES)}")
@@ -98,7 +98,7 @@ def steer(model, prompts: Sequence[str], targets: Sequence[int], vectors: Tensor
         raise ValueError(f"{len(targets)} targets for {len(prompts)} prompts; give one each")
     delta = vectors[list(targets)] - vectors[_relations(prompts)]                                  # [P, N, D]
     turned = delta @ rotation(delta.shape[-1], seed).T
-    rows = [(s, kind) for kind in ("relation", "random") for s in scales]
+    rows = [(s, kind) for kind in ("relation", "random")[:1 + control] for s in scales]
     added = torch.stack([s * (delta if kind == "relation" else turned) for s, kind in rows], 1)
     added = added.repeat_interleave(per_prompt, 0).flatten(0, 1)                              # [P * n * C, N, D]
     names = [f"{kind} {s:g}" for s, kind in rows]

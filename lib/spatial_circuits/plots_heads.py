@@ -152,7 +152,7 @@ def tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, vmin: 
     level = max(len(word) for name in names for word in name.split()) <= room
     names = [textwrap.fill(name, max(1, room)) if level else name for name in names]
     height = 0.24 * len(first) + (0.12 * max(n.count("\n") + 1 for n in names) if level else 0.06 * max(map(len, names))) + 0.6
-    figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * height), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, max(1.7, down * height)), squeeze=False, sharey=True)
     for ax in axes.flat[len(frames):]:
         ax.set_axis_off()
     for ax, (title, frame) in zip(axes.flat, frames.items()):
