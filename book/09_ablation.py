@@ -22,8 +22,8 @@ from spatial_circuits.ablation import (INTACT, ablate, effects, heads_of, knock,
                                        others)
 from spatial_circuits.circuit import scout
 from spatial_circuits.metrics import METRICS, prompt_set, summarise
-from spatial_circuits.patching import (DIRECTIONS, FACTORS, METRIC, colourless, counterpart, normalised, patch, patch_paths,
-                                       prediction_effects, query_shares)
+from spatial_circuits.patching import (DIRECTIONS, FACTORS, METRIC, colourless, counterpart, normalised, patch,
+                                       patch_paths, prediction_effects, query_shares)
 from spatial_circuits.plots import Captioned, intervals
 from spatial_circuits.plots_heads import head_grid, tables
 from spatial_circuits.pretrained import load
@@ -35,13 +35,18 @@ quick = net.fast()                                                       # bf16 
 full = scale == "full"
 steps = STEPS if full else 8
 everything = prompt_set("264")                                           # each run of 22 holds every phrase
-prompts, choosing, few = (everything[i:j] for i, j in (((0, 44), (132, 154), (66, 88)) if full else [(0, 4)] * 3))
+prompts, choosing, few = (everything[i:j] for i, j in
+                          (((0, 44), (132, 176), (66, 88)) if full else ((0, 4),) * 3))
 
 # %%
 def listed(heads: list) -> str:
     """Heads by name, "L0H1 and L0H2"."""
     names = [name(*h) for h in heads]
     return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names) or "no head"
+
+def spelled(row: pd.Series) -> str:
+    """A mean with its interval."""
+    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 def change(row: pd.Series) -> str:
     """A difference from the intact model with its interval."""
@@ -71,9 +76,12 @@ named = {"relation": "relation score", "object": "object score", "turns": "share
 scores.rename(columns=named).head(6).round(3)
 
 # %%
-deaf = [h for h in scores.index[scores["relation"] >= scores["relation"].max() / 2] if h not in map(lambda x: name(*x), relation)]
+rest = scores.drop([name(*h) for h in relation])
+idle = rest[rest["turns"] < 0.1].head(1)
+looking = [f"{h} has {r['relation'] / scores['relation'].max():.0%} of the best relation score, but turns only "
+           f"{r['turns']:.0%} of the object head's query: looking is not doing." for h, r in idle.iterrows()]
 Markdown(f"""
-Relation heads: {listed(relation)}; object head: {name(*reader)}. {f'{", ".join(deaf)} looks at the relation words too, but says little that the object head hears: looking is not doing.' if deaf else ''}
+Relation heads: {listed(relation)}; object head: {name(*reader)}. {"".join(looking)}
 """)
 
 # %% [markdown]
@@ -88,7 +96,7 @@ Relation heads: {listed(relation)}; object head: {name(*reader)}. {f'{", ".join(
 # The mean keeps what a head says to every prompt and takes away what it says about this one, so it is the
 # fairer test; zero also takes away whatever later layers expect to find there. Each picture is drawn from the
 # same noise with and without the head, and a change is the paired difference of the scores, with a 95 %
-# bootstrap over prompts. (About a minute and a half on two cores.)
+# bootstrap over prompts. (About a minute on two cores.)
 
 # %%
 mean = mean_outputs(quick, everything if full else everything[:12], steps=steps)     # [steps, 2, L, H, N, d]
@@ -105,7 +113,7 @@ def grid_of(kind: str, metric: str) -> torch.Tensor:
 Captioned(head_grid({f"{metric}, {kind} ablation": grid_of(kind, metric)
                      for metric in ("shape", "loose") for kind in ("mean", "zero")}, "change", marked),
           "Change in shape and in loose without each head. Green frames: relation heads; purple: the object head.",
-          "Four grids of layers and heads; nearly all cells are at zero.")
+          "Four grids of layers and heads with the change without each head; the framed heads are named above.")
 
 # %%
 def worst(metric: str) -> pd.DataFrame:
@@ -116,51 +124,51 @@ losses = pd.DataFrame({m.replace("_", " "): worst(m).apply(change, axis=1) for m
 losses.loc[worst("exist_binding").index[:6].union([name(*h) for h in relation], sort=False)]
 
 # %%
-before = {m: found["mean"].loc[(INTACT, m), "mean"] for m in METRICS}
+before = found["mean"].loc[INTACT, "mean"]
 top, obj = name(*relation[0]), name(*reader)
 alone, eye = found["mean"].loc[top], found["mean"].loc[obj]
 lost = max(0.0, -alone.loc["loose", "change"] / before["loose"])
-verdict = "**For this head the claim holds**" if eye.loc["shape", "change_high"] < 0 else "**For this head the claim does not hold**"
-verdict += ", and the loss is larger than the paper's" if eye.loc["shape", "change"] < -0.14 else ""
+drawn = "holds" if eye.loc["shape", "change_high"] < 0 else "does not hold"
+single_head = "holds" if lost >= 1 / 3 else "does not hold, as stated,"
 rest = worst("loose").drop(obj)
-hurt = [h for h, r in rest.iterrows() if r["change_high"] < 0]
+hurt = [h for h, row in rest.iterrows() if row["change_high"] < 0]
 zeroed = found["zero"].xs("loose", level="metric").drop([INTACT, obj])["change"]
 Markdown(f"""
 Without **{obj}**, the object head, shape goes from {before['shape']:.2f} to {eye.loc['shape', 'mean']:.2f}
-({change(eye.loc['shape'])}) and colour from {before['color']:.2f} to {eye.loc['color', 'mean']:.2f}. {verdict}.
-Loose falls with it, since a picture without the right shapes cannot be right.
+({change(eye.loc['shape'])}; the paper's falls by .14) and colour from {before['color']:.2f} to
+{eye.loc['color', 'mean']:.2f}. **For the object head the claim {drawn}.** Loose falls with shape, since a
+picture without the right shapes cannot be right.
 
 Without **{top}**, the head with the best relation score, loose goes from {before['loose']:.2f} to
-{alone.loc['loose', 'mean']:.2f} ({change(alone.loc['loose'])}), shape from {before['shape']:.2f} to
-{alone.loc['shape', 'mean']:.2f}. That is {lost:.0%} of loose lost, where the paper's head cost half.
-{'**For a single relation head the claim holds.**' if lost >= 1 / 3 else
- '**As stated, for a single relation head, the claim does not hold here.**'}
+{alone.loc['loose', 'mean']:.2f} ({change(alone.loc['loose'])}) and shape from {before['shape']:.2f} to
+{alone.loc['shape', 'mean']:.2f}. That is {lost:.0%} of loose, where the paper's head cost half. **For a single
+relation head the claim {single_head} on this model.**
 
 Among all heads but the object head, {len(hurt) or 'none'} {'has' if len(hurt) == 1 else 'have'} a loss of loose
-whose interval excludes zero{f' ({", ".join(hurt)})' if hurt else ''}; the largest change is {rest['change'].min():+.2f} with
-means and {zeroed.min():+.2f} ({zeroed.idxmin()}) with zeros. Intervals of {len(prompts)} prompts with one
-picture each do not see losses of a few hundredths.
+whose interval excludes zero{' (' + ', '.join(hurt) + ')' if hurt else ''}; the largest change is
+{rest['change'].min():+.2f} with means and {zeroed.min():+.2f} ({zeroed.idxmin()}) with zeros. {len(prompts)}
+prompts with one picture each do not show losses of a few hundredths.
 """)
 
 # %% [markdown]
 # ## Several relation heads at once
 #
-# If several heads carry the relation, each covers for the others. So take heads away one after the other:
+# If several heads carry the relation, each may cover for the others. So take heads away one after the other:
 # each round takes, besides those already gone, the head without which most pictures show both objects *in the
 # wrong places* (unique binding minus loose), which is what a relation failure looks like. Candidates are the
-# eight heads with the best relation scores. It ends when a third of loose is lost, or after four rounds. The
+# six heads with the best relation scores. It ends when a third of loose is lost, or after four rounds. The
 # choice is made on other prompts than those that then measure it. The null: as many heads, drawn at random
-# from all but the relation heads and the object head.
+# from all but the relation heads and the object head. (About a minute.)
 
 # %%
 where = {name(*h): h for h in heads_of(quick)}
-candidates = [where[n] for n in scores.index[:8 if full else 3]]
+candidates = [where[n] for n in scores.index[:6 if full else 3]]
 rounds = knock(quick, choosing, mean, candidates, rounds=4 if full else 2, seed=seed + 1, steps=steps)
 gone = list(rounds["head"])
 rounds.drop(columns="head").round(3)
 
 # %%
-pool = [h for h in others(quick, [*relation, reader])]
+pool = others(quick, [*relation, reader])
 rng = np.random.default_rng(seed)
 sets = {" + ".join(name(*h) for h in gone[:k + 1]): gone[:k + 1] for k in range(len(gone))}
 sets |= {"all relation heads": relation}
@@ -175,60 +183,62 @@ Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
 
 # %%
 final = " + ".join(name(*h) for h in gone)
-here, everyone = joint.loc[final], joint.loc["all relation heads"]
-intact = joint.loc[INTACT, "mean"]
-share, least, most = (max(0.0, -here.loc["loose", c] / intact["loose"]) for c in ("change", "change_high", "change_low"))
-null = joint.xs("loose", level="metric").filter(like="random", axis=0)["change"]
+here, everyone, intact = joint.loc[final], joint.loc["all relation heads"], joint.loc[INTACT, "mean"]
+share, least, most = (max(0.0, -here.loc["loose", c] / intact["loose"])
+                      for c in ("change", "change_high", "change_low"))
 kept = here.loc["shape", "mean"] / intact["shape"]
-verdict = (f"The claim holds for {'a set of heads, where the paper has a single one' if len(gone) > 1 else 'this head'}"
-           if share >= 1 / 3 and kept > 0.8 else "The claim does not hold for this set either, as shapes are lost with the relation"
-           if share >= 1 / 3 else "A third is within the interval, no more can be said" if most >= 1 / 3
-           else "The claim does not hold for this set either")
-misplaced = {k: joint.loc[k, "mean"]["unique_binding"] - joint.loc[k, "mean"]["loose"] for k in (INTACT, final)}
+null = joint.xs("loose", level="metric").filter(like="random", axis=0)["change"]
+wrong = {k: joint.loc[k, "mean"]["unique_binding"] - joint.loc[k, "mean"]["loose"] for k in (INTACT, final)}
+verdict = ("holds, with shapes kept" if share >= 1 / 3 and kept > 0.8 else
+           "does not hold, since shapes are lost too" if share >= 1 / 3 else
+           "is open: a third lies within the interval" if most >= 1 / 3 else "does not hold")
+placeless = ("objects without a place lose their shape as well" if everyone.loc["shape", "change_high"] < 0 else
+             "shapes are still drawn")
 Markdown(f"""
-Without {listed(gone)} together, loose goes from {intact['loose']:.2f} to {here.loc['loose', 'mean']:.2f} ({change(here.loc['loose'])},
-{len(many)} prompts): {share:.0%} [{least:.0%}, {most:.0%}] of it is lost, while {kept:.0%} of shape is kept. Pictures with both
-objects in the wrong places rise from {misplaced[INTACT]:.0%} to {misplaced[final]:.0%}. Random sets of that size change loose
-by {null.min():+.2f} to {null.max():+.2f}. **{verdict}.**
+Without {listed(gone)} together, loose goes from {intact['loose']:.2f} to {here.loc['loose', 'mean']:.2f}
+({change(here.loc['loose'])}, {len(many)} prompts): {share:.0%} [{least:.0%}, {most:.0%}] of it is lost and
+{kept:.0%} of shape is kept. Pictures with both objects in the wrong places rise from {wrong[INTACT]:.0%} to
+{wrong[final]:.0%}. Random sets of that size change loose by {null.min():+.2f} to {null.max():+.2f}. **For this
+set of {len(gone)} the claim {verdict}.**
 
-Without all {len(relation)} relation heads ({listed(relation)}) loose is {everyone.loc['loose', 'mean']:.2f} and shape
-{everyone.loc['shape', 'mean']:.2f}: {'objects without a place also lose their shape' if everyone.loc['shape', 'change_high'] < 0 else
- 'shapes are still drawn'}.
+Without all {len(relation)} relation heads ({listed(relation)}) loose is
+{everyone.loc['loose', 'mean']:.2f} and shape {everyone.loc['shape', 'mean']:.2f}: {placeless}.
 """)
 
 # %% [markdown]
 # ### Why one head is not enough
 #
-# Do the heads share the relations among them, or does each carry a part of every relation? The first would
+# Do the heads divide the relations among them, or does each carry a part of every relation? The first would
 # show as relations that fail without one head.
 
 # %%
-alone_frame = frames["mean"][frames["mean"]["condition"].isin([name(*h) for h in relation])]
+one_gone = frames["mean"][frames["mean"]["condition"].isin([name(*h) for h in relation])]
 shown = [INTACT, *(n for n in sets if not n.startswith("random"))]
-both = pd.concat([together[together["condition"].isin(shown)], alone_frame])
+both = pd.concat([together[together["condition"].isin(shown)], one_gone])
 both = both.pivot_table(index="condition", columns="relation", values="loose", aggfunc="mean")
 order = list(dict.fromkeys([INTACT, *(name(*h) for h in relation), *shown]))
 by_relation = both.reindex(order, columns=[r for r in RELATIONS if r in both])
 Captioned(tables({"loose": by_relation}, "loose"),
-          f"Loose by relation without single relation heads and without sets; {len(many) // 8} pictures a cell or fewer.")
+          "Loose by relation without single relation heads and without sets; a dozen pictures a cell or fewer.")
 
 # %%
-lowest = by_relation.loc[[name(*h) for h in relation]].min()
-untold = by_relation.loc["all relation heads"]
+lowest = by_relation.loc[[name(*h) for h in relation]].min().min()
 kinds = {"vertical": ["above", "below"], "horizontal": ["left", "right"], "diagonal": list(RELATIONS[4:])}
 of_set = {k: by_relation.loc[final].reindex(r).mean() for k, r in kinds.items()}
+untold = by_relation.loc["all relation heads"]
 usual = [r.replace("_", " ") for r in untold.index[untold >= 0.5]]
-together_turn = query_shares(quick, few, "relation", relation, reader, seed).mean()
-single_share = scores.loc[[name(*h) for h in relation], "turns"]
-covered = ("no single head has half of the sum, so the others outvote the one that is missing" if single_share.max() < 0.5
-           else "one head has half of the sum or more")
+habits = f"Where nothing tells a side the model has habits: {', '.join(usual)} still come out right." if usual else ""
+whole = query_shares(quick, few, "relation", relation, reader, seed).mean()
+part = scores.loc[[name(*h) for h in relation], "turns"]
+covered = ("No single head has half of the sum, so the others outvote the one that is missing."
+           if part.max() < 0.5 else "One head has half of the sum or more.")
 Markdown(f"""
-Without any single relation head, no relation falls below {lowest.min():.2f}: the heads do not divide the relations among them.
-Without {listed(gone)}, vertical relations have {of_set['vertical']:.2f}, horizontal ones {of_set['horizontal']:.2f} and diagonals
-{of_set['diagonal']:.2f}. {f"Without all of them, {' and '.join(usual)} come out right in half of the pictures or more: where nothing says a side, the model has its habits." if usual else ''}
+Without any single relation head no relation falls below {lowest:.2f}. Without {listed(gone)}, vertical relations
+have {of_set['vertical']:.2f}, horizontal ones {of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}.
+{habits}
 
-Single relation heads turn {single_share.min():.0%} to {single_share.max():.0%} of the object head's query, all together
-{together_turn['all paths']:.0%}. The relation reaches it as a sum over heads, of which the sign decides: {covered}.
+Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object head's query, all together
+{whole['all paths']:.0%}. The relation reaches it as a sum over heads, of which the sign decides. {covered}
 """)
 
 # %% [markdown]
@@ -254,28 +264,29 @@ def by_place(metric: str) -> pd.DataFrame:
     """A metric with each role (rows) hidden from each group of heads (columns)."""
     return pd.DataFrame({p: [masked.loc[f"{r} | {p}", metric] for r in roles] for p in places}, index=roles)
 
-hiding = {m: by_place(m) for m in ("color", "shape", "loose")}
-Captioned(tables({m.replace("_", " "): t for m, t in hiding.items()}, "share of pictures"),
-          f"Scores with one role's tokens hidden from groups of heads, {len(few)} prompts with one picture each. "
-          f"Intact: " + ", ".join(f"{m} {masked.loc[INTACT, m]:.2f}" for m in hiding) + ".")
+hiding = {m.replace("_", " "): by_place(m) for m in ("shape", "unique_binding", "loose")}
+unhidden = ", ".join(f"{m} {masked.loc[INTACT, m.replace(' ', '_')]:.2f}" for m in hiding)
+Captioned(tables(hiding, "share of pictures"),
+          f"Scores with the tokens of a role hidden from groups of heads, {len(few)} prompts with one picture each. "
+          f"With nothing hidden: {unhidden}.")
 
 # %%
 def told(metric: str, role: str) -> str:
     """One role's three numbers as text."""
-    row = hiding[metric].loc[role]
-    return f"{row['all heads']:.2f} hidden from all, {row['found heads']:.2f} from the found heads, " \
-           f"{row['other heads']:.2f} from the others"
+    every, own, other = hiding[metric].loc[role]
+    return f"{every:.2f} hidden from all, {own:.2f} from the found heads, {other:.2f} from the others"
 
-local, tint = hiding["loose"].loc["relation"], hiding["color"].loc["colour1+colour2"]
-readers = ("They are read by the found heads; hidden from all others they are not missed."
-           if local["found heads"] < local["other heads"] - 0.3 else "They are not read by the found heads alone.")
-readers += (" Hidden from all heads they are missed more than if hidden from the found ones: with these blind, others help out."
-            if local["all heads"] < local["found heads"] - 0.1 else "")
-elsewhere = ("The colours are the other way round: there are heads for colours that the two scores do not look for, and that the "
+words, tint = hiding["loose"].loc["relation"], hiding["unique binding"].loc["colour1+colour2"]
+readers = ("The found heads read them; hidden from all others they are not missed."
+           if words["found heads"] < words["other heads"] - 0.3 else "The found heads are not their only readers.")
+help_out = ("With the found heads blind, others help out a little." if words["all heads"] < words["found heads"] - 0.1
+            else "")
+elsewhere = ("The other way round: there are heads for the colours, which the two scores do not look for and the "
              "paper does not name.") if tint["other heads"] < tint["found heads"] - 0.3 else ""
 Markdown(f"""
-The relation words: loose {told('loose', 'relation')}. {readers} The first shape word: shape {told('shape', 'shape1')}. Both colours:
-colour {told('color', 'colour1+colour2')}. {elsewhere}
+- The relation words: loose {told('loose', 'relation')}. {readers} {help_out}
+- The first shape word: shape {told('shape', 'shape1')}.
+- Both colours: binding {told('unique binding', 'colour1+colour2')}. {elsewhere}
 """)
 
 # %% [markdown]
@@ -300,8 +311,8 @@ every = {name(*h): [h] for h in heads_of(quick)}
 carried = {(f, d): prediction_effects(quick, few, f, every, d, steps=steps, every=2 if full else 4, seed=seed)
            for d in DIRECTIONS for f in FACTORS}
 Captioned(head_grid({f"{f}, {d}": on_grid(t.mean()) for (f, d), t in carried.items()}, "effect e", marked, columns=3),
-          "How much of each factor a head brings (denoising) and how much is lost without it (noising). Frames as above.",
-          "Six grids of layers and heads, each with few bright cells.")
+          "How much of each factor a head brings (denoising) and how much is lost without it (noising). Frames as "
+          "above.", "Six grids of layers and heads, each with few bright cells.")
 
 # %%
 def with_interval(frame: pd.DataFrame) -> pd.DataFrame:
@@ -316,22 +327,22 @@ Captioned(intervals({f: t.loc[leading] for f, t in scored.items()}, "effect e (d
           "The four leading heads of each factor; 95 % intervals over prompts.")
 
 # %%
-colour = [h for h in heads_of(quick) if scored["colour"].loc[name(*h), "mean"] >= scored["colour"]["mean"].max() / 2]
-first = {f: t["mean"].idxmax() for f, t in scored.items()}
+limit = scored["colour"]["mean"].max() / 2
+colour = [h for h in heads_of(quick) if scored["colour"].loc[name(*h), "mean"] >= limit]
+first = ", ".join(f"{f} {t['mean'].idxmax()} ({spelled(t.loc[t['mean'].idxmax()])})" for f, t in scored.items())
+parts = ", ".join(f"{name(*h)} {spelled(scored['relation'].loc[name(*h)])}" for h in relation)
+ends = ("The object head leads for the relation too, since a relation ends in which shape goes where."
+        if scored["relation"]["mean"].idxmax() == obj else "")
 Markdown(f"""
-Leading heads: relation {first['relation']} ({scored['relation']['mean'].max():.2f}), shape {first['shape']}
-({scored['shape']['mean'].max():.2f}), colour {first['colour']} ({scored['colour']['mean'].max():.2f}). The shape is
-{'brought by the object head, nearly whole' if scored['shape'].loc[obj, 'mean'] > 0.8 else 'not carried by the object head alone'}.
-For the relation, {'the object head scores highest, since a relation ends in which shape goes where; the relation heads follow'
- if first['relation'] == obj else 'the leading head is not the object head'}: {', '.join(f"{name(*h)} {scored['relation'].loc[name(*h), 'mean']:.2f}"
- for h in relation)}. Heads with at least half of the best colour effect are from here on the colour heads: {listed(colour)}.
+The leading heads are: {first}. {ends} The relation heads bring, one by one: {parts}. Taken from the clean run alone,
+each costs less (second row of the figure), as the others go on. Heads with at least half of the best colour effect are
+from here on the **colour heads**: {listed(colour)}.
 """)
 
 # %% [markdown]
 # Now with pictures. A patched run is scored against the clean prompt, by the metric that tells the two
 # prompts apart (loose for the relation, shape, unique binding for the colours), on a scale from 0, the
-# counterpart's run, to 1, the clean one. For noising, 0 means that the patch has turned the clean run into
-# the counterpart's.
+# counterpart's run, to 1, the clean one.
 
 # %%
 groups = {"relation heads": relation, "object head": [reader], "colour heads": colour}
@@ -341,26 +352,23 @@ ways = {d: {f: normalised(patch(quick, few, f, groups, d, seed=seed, steps=steps
 # %%
 turned = {d: pd.DataFrame({f: t["mean"].drop(["clean", "counterpart"]) for f, t in by_factor.items()})
           for d, by_factor in ways.items()}
-Captioned(tables(turned, "0 counterpart, 1 clean", vmin=0, vmax=1, xlabel="factor"),
-          "Pictures after patching groups of heads: by denoising 1 means that the group carries the whole factor, "
-          "by noising 0 does.")
+Captioned(tables(turned, "counterpart to clean", xlabel="factor"),
+          "Pictures after patching groups of heads: by denoising 1 means that the group brings the whole factor, by "
+          "noising 0 means that nothing of it is left without the group.")
 
 # %%
-def effect(direction: str, factor: str, group: str) -> str:
-    """A group's normalised effect with its interval."""
-    row = ways[direction][factor].loc[group]
-    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-
 own = dict(zip(FACTORS, groups))
-off = [abs(turned["denoising"].loc[g, f]) for f in FACTORS for g in groups if own[f] != g]
+brought = {f: spelled(ways["denoising"][f].loc[own[f]]) for f in FACTORS}
+left = {f: spelled(ways["noising"][f].loc[own[f]]) for f in FACTORS}
+off = max(abs(turned["denoising"].loc[g, f]) for f in FACTORS for g in groups if own[f] != g)
+behind = ("It moves the shapes, and the colours stay behind, so that no picture is right."
+          if turned["denoising"].loc["object head", "relation"] < 0.2 else "")
 Markdown(f"""
-Put into the counterpart's run, the relation heads bring {effect('denoising', 'relation', 'relation heads')} of the
-relation, the object head {effect('denoising', 'shape', 'object head')} of the shape, the colour heads
-{effect('denoising', 'colour', 'colour heads')} of the colours; a group's effect on a factor not its own is at most
-{max(off):.2f}. Taken from the counterpart, they leave {effect('noising', 'relation', 'relation heads')},
-{effect('noising', 'shape', 'object head')} and {effect('noising', 'colour', 'colour heads')}. The object head alone
-brings {effect('denoising', 'relation', 'object head')} of the relation in pictures: it moves the shapes, and the
-colours stay behind.
+Put into the counterpart's run, the relation heads bring {brought['relation']} of the relation, the object head
+{brought['shape']} of the shape, the colour heads {brought['colour']} of the colours. (Above 1, the patched run was
+right where the clean run itself was not.) A group's effect on a factor not its own is at most {off:.2f}. Taken from the
+counterpart, they leave {left['relation']}, {left['shape']} and {left['colour']}. The object head alone brings
+{spelled(ways['denoising']['relation'].loc['object head'])} of the relation. {behind}
 """)
 
 # %% [markdown]
@@ -370,21 +378,23 @@ colours stay behind.
 # one and leave the other.
 
 # %%
-halves = {d: {stage: normalised(patch(quick, few, "relation", {"relation heads": relation}, d, stage, seed=seed, steps=steps),
-                                "loose").loc["relation heads"] for stage in ("pattern", "value")}
-          | {"both (output)": ways[d]["relation"].loc["relation heads"]} for d in DIRECTIONS}
-halves = {d: pd.DataFrame(rows).T for d, rows in halves.items()}
+def stages(direction: str) -> pd.DataFrame:
+    """The relation that pictures show with a stage of the relation heads patched: 0 counterpart, 1 clean."""
+    rows = {stage: normalised(patch(quick, few, "relation", {"heads": relation}, direction, stage, seed=seed,
+                                    steps=steps), "loose").loc["heads"] for stage in ("pattern", "value")}
+    return pd.DataFrame(rows | {"both (output)": ways[direction]["relation"].loc["relation heads"]}).T
+
+halves = {d: stages(d) for d in DIRECTIONS}
 Captioned(intervals(halves, "relation in the pictures: 0 counterpart, 1 clean"),
-          "The relation heads' patterns, their values, and both, patched. Denoising: what they bring; noising: what is left.")
+          "The relation heads' patterns, their values, and both, patched. Denoising shows what they bring, noising "
+          "what is left.")
 
 # %%
-brought, left = halves["denoising"]["mean"], halves["noising"]["mean"]
-one, two = (halves["denoising"].loc[k] for k in ("pattern", "value"))
-neither = ("Neither suffices: *above* and *below* differ both in where they draw attention and in what is written there, and the "
-           "two must agree.") if max(one["mean"], two["mean"]) < 0.5 else f"The {brought.drop('both (output)').idxmax()} brings most of it."
+pattern, value = (halves["denoising"].loc[k] for k in ("pattern", "value"))
+neither = ("Neither suffices: opposite words differ both in where they draw attention and in what is written there, "
+           "and the two must agree.") if max(pattern["mean"], value["mean"]) < 0.5 else "One of them brings most of it."
 Markdown(f"""
-The patterns alone bring {one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}] of the relation, the values alone
-{two['mean']:.2f} [{two['low']:.2f}, {two['high']:.2f}]. {neither} Taken away, either alone leaves {left['pattern']:.2f} and {left['value']:.2f}.
+The patterns alone bring {spelled(pattern)} of the relation, the values alone {spelled(value)}. {neither}
 """)
 
 # %% [markdown]
@@ -399,51 +409,53 @@ The patterns alone bring {one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]
 # exchanged*, and is scored against that. Scored without colours, only the shapes must be in their places.
 
 # %%
-exchanged = [counterpart(p, "colour") for p in few]
+targets = {"colours exchanged": [counterpart(p, "colour") for p in few], "without colours": colourless(few)}
 paths = {}
 for way in ("all paths", "straight"):
-    for against, target in (("colours exchanged", exchanged), ("without colours", colourless(few))):
-        frame = patch_paths(quick, few, "relation", {way: relation}, [reader], straight=way == "straight", seed=seed,
-                            scored=target, steps=steps)
+    for against, target in targets.items():
+        frame = patch_paths(quick, few, "relation", {way: relation}, [reader], straight=way == "straight",
+                            seed=seed, scored=target, steps=steps)
         paths[way, against] = summarise(frame[frame["condition"] == way]).loc["loose"]
 reached = pd.DataFrame(paths).T.astype(float)
 
 # %%
-Captioned(intervals({k: reached.xs(k, level=1) for k in ("colours exchanged", "without colours")}, "share of pictures (loose)",
-                    (-0.02, 1.02)),
-          "Relation heads patched as far as the object head's query sees them, by all paths and straight.")
+Captioned(intervals({k: reached.xs(k, level=1) for k in targets}, "share of pictures (loose)", (-0.02, 1.02)),
+          "Relation heads patched as far as the object head's query sees them, by all paths and straight; 95 % "
+          "intervals over prompts.")
 
 # %%
-turn = together_turn
 mediated, straight = (reached.loc[(way, "colours exchanged"), "mean"] for way in ("all paths", "straight"))
-yes = "So the shapes get their relation through the object head's query, and the colours get theirs by another path."
-yes = yes if mediated > 0.5 else "So the object head's query is not the only way by which the shapes get their relation."
-why = ("With about half of the difference the object head stands between the two relations, and that does not tip it: "
-       "the MLP and the self-attention in between are part of the path."
-       ) if straight < mediated / 2 and turn["straight"] < 0.7 else ""
+so = ("So the shapes get their relation through the object head's query, and the colours get theirs by another path."
+      if mediated > 0.5 else "So the object head's query is not the only way by which shapes get their relation.")
+why = ("With about half of the difference the object head stands between the two relations, and that does not tip "
+       "it: the MLP and the self-attention in between are part of the path."
+       ) if straight < mediated / 2 and whole["straight"] < 0.7 else ""
 Markdown(f"""
-By all paths, {mediated:.0%} of the pictures are the predicted ones: right shapes in the clean prompt's places, with the
-colours of the other. {yes}
+By all paths, {mediated:.0%} of the pictures are the predicted ones: the clean prompt's shapes in their places, with
+the colours of the other. {so}
 
-The straight path alone turns {straight:.0%} of the pictures. It turns {turn['straight']:.0%} of the query and
-{turn['pattern, straight']:.0%} of the pattern; all paths turn {turn['all paths']:.0%} and {turn['pattern, all paths']:.0%}.
-{why}
+The straight path alone turns {straight:.0%} of the pictures. It turns {whole['straight']:.0%} of the query and
+{whole['pattern, straight']:.0%} of the pattern; all paths turn {whole['all paths']:.0%} and
+{whole['pattern, all paths']:.0%}. {why}
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
+instead = "In place of a single relation head there is a set whose members cover for each other." if lost < 1 / 3 else ""
+quiet = (f"Of the other heads, {', '.join(hurt)} cost loose alone." if hurt else
+         f"Of the other heads none costs loose alone, as far as {len(prompts)} prompts can tell.")
 Markdown(f"""
-- Object head {obj}: without it shape falls from {before['shape']:.2f} to {eye.loc['shape', 'mean']:.2f}; it alone carries the
-  shape ({effect('denoising', 'shape', 'object head')}).
-- Relation: the best head alone costs {lost:.0%} of loose, {listed(gone)} together {share:.0%}, with {kept:.0%} of shape
-  kept. {'In place of a single relation head there is a set whose members cover for each other.' if lost < 1 / 3 <= share else ''}
-- Of the other heads none matters alone as far as {len(prompts)} prompts can tell{', except ' + ', '.join(hurt) if hurt else ''}.
-- The relation heads bring {effect('denoising', 'relation', 'relation heads')} of the relation, and the object head's query is
-  where the shapes get it: {mediated:.0%} of the pictures follow when only that query is changed.
+- Object head {obj}: without it shape falls from {before['shape']:.2f} to {eye.loc['shape', 'mean']:.2f}; it
+  alone brings the shape ({brought['shape']}).
+- Relation: the best head alone costs {lost:.0%} of loose, {listed(gone)} together {share:.0%}, with {kept:.0%}
+  of shape kept. {instead}
+- {quiet}
+- The relation heads bring {brought['relation']} of the relation. When only the object head's query is told,
+  {mediated:.0%} of the pictures follow with their shapes.
 - Colours travel apart from shapes, through {listed(colour)}.
 
-Not established: that these heads suffice, which chapter 11 tests; what self-attention and MLPs add on the way; and
-effects smaller than about a tenth, which the number of prompts hides.
+Not established: that these heads suffice, which chapter 11 tests; what self-attention and MLPs add on the way;
+and effects smaller than about a tenth, which the number of prompts hides.
 """)

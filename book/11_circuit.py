@@ -136,7 +136,7 @@ enough = [(left, sizes["loose"].iloc[1 + i]) for i, left in enumerate(chain["lef
 core, core_share = enough[-1] if enough else (circuit.heads, loose.loc["circuit alone"])
 Markdown(f"""
 {len(core)} heads, {listed(core)}, still have {core_share['mean']:.2f} [{core_share['low']:.2f}, {core_share['high']:.2f}] of loose.
-{'What the other members carry is real, by the effects above, but a picture needs only the sign of a sum, and part of the sum is enough.' if len(core) < len(circuit.heads) else 'None can be spared.'}
+{'What the other members carry is real, by the effects above, but a picture needs only the sign of a sum, and part of the sum is enough.' if len(core) < len(circuit.heads) else 'No smaller one of those tried keeps nine tenths.'}
 """)
 
 # %% [markdown]
