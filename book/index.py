@@ -21,7 +21,7 @@ from IPython.display import Markdown
 
 from spatial_circuits import plots
 from spatial_circuits.captions import captions
-from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, scores, table
+from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, shipped, survey, table
 from spatial_circuits.render import render
 from spatial_circuits.scenes import sample
 
@@ -51,20 +51,21 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 # %% [markdown]
 # ## What is claimed, and what we found
 #
-# A claim **holds**, holds **partly** or **does not hold** by the figure of a run of this book, which is computed when the
-# page is built; what has no run behind it says *not yet tested*. Chapters without a link are planned.
+# A claim **holds**, holds **partly** or **does not hold** by the figures of the models that ship with this book; what has
+# no run behind it says *not yet tested*. The rules are stated once, in `spatial_circuits.judges`. Each model is one
+# training run with its own seed; where models differ, the claim holds partly. Square brackets hold 95 % intervals over
+# prompts.
 
 # %% tags=["remove-input"]
-found = evidence(folder_of(model))
+folders = [folder_of(name) for name in shipped()]
+found = survey(folders) if model == "rte" else evidence(folder_of(model))
 Markdown(table(found))
 
 # %% tags=["remove-input"]
-log, measured = history(folder_of(model)), scores(folder_of(model))
-seen = f" It has seen {log[-1]['images']:,} pictures in {log[-1]['seconds'] / 60:,.0f} minutes of training." if log else ""
-state = (f"The figures are those of the model `{model}`, which ships with this book.{seen}" if measured else
-         f"No model named `{model}` ships with this copy of the book yet, so that nothing could be tested; "
-         "`make train` makes one.")
-Markdown(f"{state} {len(found)} of {len(CLAIMS)} claims have been tested.")
+logs = {f.name: history(f) for f in (folders if model == "rte" else [folder_of(model)])}
+trained = [f"`{name}` ({log[-1]['images']:,} pictures, {log[-1]['seconds'] / 60:,.0f} min)" for name, log in logs.items() if log]
+Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: {', '.join(trained)}." if trained else
+         f"No model named `{model}` ships with this copy of the book; `make train` makes one.")
 
 # %% [markdown]
 # The paper's scores are not to be compared with ours digit by digit. Its training pictures overlap, which limits what
@@ -83,6 +84,11 @@ Markdown(f"{state} {len(found)} of {len(CLAIMS)} claims have been tested.")
 # 9. [Ablation and patching](09_ablation.ipynb): what fails without a head, and what a head carries.
 # 10. [Injection](10_injection.ipynb): a relation written into the model by hand.
 # 11. [The circuit assembled](11_circuit.ipynb): faithful, complete, minimal?
+# 12. [Training with other encoders](12_encoders.ipynb): what changes when only the text encoder changes.
+# 13. [Which token carries the relation](13_which_token.ipynb): hidden words, and heads found from the weights.
+# 14. [What the token holds](14_factors.ipynb): variance partition, and arithmetic on one token.
+# 15. [Robustness and repair](15_robustness.ipynb): other wordings, why they fail, and how to undo it.
+# 16. [Two mechanisms side by side](16_two_mechanisms.ipynb): the whole study in one table.
 #
 # Each chapter opens with a question and closes with what was established and what was not.
 #

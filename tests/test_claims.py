@@ -69,3 +69,102 @@ def test_injection_must_beat_the_random_vector(tmp_path, ours, control, status):
 def test_ablation_counts_one_head_or_the_set(tmp_path, alone, together, shape, status):
     found = judged(tmp_path, synopsis=synopsis([0.5, 0.1], [0.5, 0.1], [0.9]), ablation=ablation(alone, shape), circuit=circuit(together, 1, 0))
     assert found["C9"] == status
+
+
+def tokens(relation: tuple[float, float], shape2: tuple[float, float]) -> dict:
+    """Loose and unique binding with a role hidden."""
+    rows = {"intact": (1.0, 1.0), "relation": relation, "shape2": shape2}
+    return {"effects": [{"condition": c, "metric": m, "mean": v, "low": v, "high": v} for c, pair in rows.items()
+                        for m, v in zip(("loose", "unique_binding"), pair)]}
+
+
+@pytest.mark.parametrize("relation, shape2, status", [
+    ((0.95, 1.0), (0.2, 0.5), "holds"), ((0.3, 1.0), (0.2, 0.5), "partly"), ((0.3, 0.6), (0.4, 0.4), "does not hold")])
+def test_the_relation_is_read_where_hiding_costs_it(tmp_path, relation, shape2, status):
+    assert judged(tmp_path, tokens=tokens(relation, shape2))["C10"] == status
+
+
+def factors(share: float, p: float, cosine: float, head_p: float, other_p: float = 1.0) -> dict:
+    return {"partition": [{"token": "shape2", "stage": s, "factor": "relation", "partial_r2": share, "p": p} for s in ("encoder", "caption MLP")],
+            "heads": [{"token": t, "name": "L0H0", "cosine": cosine, "projection": 1.0, "p": q} for t, q in (("shape2", head_p), ("relation", other_p))]}
+
+
+@pytest.mark.parametrize("share, p, status", [(0.2, 0.001, "holds"), (0.04, 0.001, "partly"), (0.2, 0.2, "does not hold")])
+def test_a_share_of_variance_must_be_large_and_certain(tmp_path, share, p, status):
+    assert judged(tmp_path, factors=factors(share, p, 0, 1))["C11"] == status
+
+
+@pytest.mark.parametrize("cosine, p, other, status", [
+    (-0.95, 0.001, 1, "holds"), (-0.6, 0.001, 1, "partly"), (-0.95, 0.5, 0.01, "partly"), (-0.95, 0.5, 0.5, "does not hold")])
+def test_screening_must_find_a_ramp(tmp_path, cosine, p, other, status):
+    assert judged(tmp_path, factors=factors(0.1, 0.01, cosine, p, other))["C12"] == status
+
+
+def arithmetic(shape2: float, relation: float, control: float) -> dict:
+    return {"moved": [{"token": t, "vector": v, "k": 1.0, "metric": "loose", "mean": x, "low": x - 0.02, "high": x + 0.02}
+                      for t, ours in (("shape2", shape2), ("relation", relation)) for v, x in (("relation", ours), ("shuffled", control))]}
+
+
+@pytest.mark.parametrize("shape2, relation, control, status", [
+    (0.7, 0.1, 0.1, "holds"), (0.3, 0.1, 0.1, "partly"), (0.1, 0.7, 0.1, "partly"), (0.1, 0.1, 0.1, "does not hold")])
+def test_arithmetic_must_move_objects_more_than_shuffled_vectors(tmp_path, shape2, relation, control, status):
+    assert judged(tmp_path, arithmetic=arithmetic(shape2, relation, control))["C13"] == status
+
+
+def robustness(the: float, cosine: float, null: float) -> dict:
+    return {"effects": [{"condition": c, "metric": "loose", "mean": m} for c, m in (("T0", 0.9), ("T3 the", 0.9 * the))],
+            "ratio": [{"condition": "T3 the", "mean": the, "low": the - 0.02, "high": the + 0.02}],
+            "shifts": [{"token": "shape2", "family": "T3 the", "relation": "above", "cosine": cosine, "low": cosine - 0.02, "high": cosine + 0.02,
+                        "null": null, "within": 0.5}]}
+
+
+@pytest.mark.parametrize("the, status", [(0.6, "holds"), (0.9, "partly"), (1.0, "does not hold")])
+def test_the_article_breaks_a_contextual_model(tmp_path, the, status):
+    assert judged(tmp_path, robustness=robustness(the, 0, 0.5))["C14"] == status
+
+
+@pytest.mark.parametrize("the, status", [(1.0, "holds"), (0.9, "partly"), (0.6, "does not hold")])
+def test_the_article_leaves_random_tokens_alone(tmp_path, the, status):
+    (tmp_path / "text.json").write_text('{"name": "rte"}')
+    (tmp_path / "recipe.json").write_text('{"size": "tiny"}')
+    assert judged(tmp_path, robustness=robustness(the, 0, 0.5))["C14"] == status
+
+
+@pytest.mark.parametrize("cosine, null, status", [(0.6, 0.3, "holds"), (0.4, 0.3, "partly"), (0.6, 0.7, "does not hold")])
+def test_the_shift_must_point_along_a_relation_more_than_chance(tmp_path, cosine, null, status):
+    assert judged(tmp_path, robustness=robustness(0.6, cosine, null))["C15"] == status
+
+
+def evaluation(binding: float, loose: float) -> dict:
+    return {"metrics": {m: {"mean": v, "ceiling": 1.0, "of_ceiling": v} for m, v in (("unique_binding", binding), ("loose", loose))}}
+
+
+@pytest.mark.parametrize("binding, loose, c1, c3, c4", [
+    (0.48, 0.24, "does not hold", "holds", "holds"), (0.97, 0.96, "holds", "does not hold", "does not hold"),
+    (0.5, 0.4, "does not hold", "partly", "partly")])
+def test_scores_decide_learned_bag_of_words_and_shallow(tmp_path, binding, loose, c1, c3, c4):
+    found = judged(tmp_path, evaluation=evaluation(binding, loose))
+    assert (found["C1"], found["C3"], found["C4"]) == (c1, c3, c4)
+
+
+def test_a_survey_joins_models_and_asks_only_those_that_a_claim_is_about(tmp_path):
+    for name, text, loose in (("a", "rte", 0.97), ("b", "minilm", 0.7), ("c", "rte-nopos", 0.24)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, record in (("text", {"name": text}), ("recipe", {"size": "tiny"}), ("evaluation", evaluation(2 * loose, loose))):
+            (folder / f"{file}.json").write_text(json.dumps(record))
+    found = claims.survey([tmp_path / n for n in "abc"])
+    assert found["C1"].status == "partly" and "`a`" in found["C1"].ours and "`b`" in found["C1"].ours and "`c`" not in found["C1"].ours
+    assert found["C3"].status == "holds" and "`c`" in found["C3"].ours and "C4" not in found
+
+
+def test_what_ships_is_surveyed_and_every_tested_claim_has_a_chapter_that_exists():
+    import re
+    from pathlib import Path
+    book = Path(__file__).parents[1] / "book"
+    found = claims.survey([claims.folder_of(m) for m in claims.shipped()])
+    for claim in claims.CLAIMS:
+        if claim.id in found:
+            assert (book / re.search(r"\((.*)\.ipynb", claim.chapter)[1]).with_suffix(".py").exists(), claim.id
+            assert found[claim.id].status in claims.STATUS and "nan" not in found[claim.id].ours
+    assert set(found) >= {"C1", "C2", "C5", "C9"}

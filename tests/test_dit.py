@@ -55,7 +55,7 @@ def test_every_input_moves_the_output_and_a_masked_token_does_not(lively):
 
 
 def test_unknown_size_is_refused():
-    with pytest.raises(ValueError, match="'huge' is unknown; choose from tiny, nano, micro, mini, B"):
+    with pytest.raises(ValueError, match="'huge' is unknown; choose from tiny, shallow, nano, micro, mini, B"):
         dit.build("huge", 32)
 
 

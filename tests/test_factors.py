@@ -105,3 +105,34 @@ def test_effects_of_relations_come_in_their_order():
 def test_a_prompt_without_the_role_is_refused():
     with pytest.raises(ValueError, match="no token of role shape2"):
         token_vectors(encoder("rte"), ["red square is above blue"], "shape2")
+
+
+def test_screening_finds_a_planted_ramp_and_no_other(lively):
+    from spatial_circuits.factors import screen
+    from spatial_circuits.scenes import OFFSETS
+    from spatial_circuits.weights import queries
+    model = lively()
+    q = queries(model)[1, 0]                                                                  # [N, d] of head L1H0
+    side = torch.linspace(-1, 1, 8)
+    places = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).flatten(0, 1)         # [N, 2]
+    keys = torch.linalg.lstsq(q - q.mean(0), places).solution @ torch.as_tensor(OFFSETS).float().T          # [d, 8]
+    w = model.transformer_blocks[1].attn2.to_k.weight[:8]                                     # keys of head 0
+    table = screen(model, 50 * torch.linalg.lstsq(w, keys).solution.T, 200)
+    assert table["name"][0] == "L1H0" and table["cosine"][0] > 0.5 and table["p"][0] < 0.05
+    flat = screen(model, torch.randn(1, 16).expand(8, 16), 50)                                # one effect for all: nothing to find
+    assert flat["projection"].abs().max() < 1e-4
+
+
+def test_the_partition_of_264_prompts_agrees_with_statsmodels(rte):
+    pytest.importorskip("statsmodels")
+    import statsmodels.api as sm
+    prompts = prompt_set("264")[:120]
+    x, factors = token_vectors(rte, prompts, "shape2")[:, :3], labels(prompts, "shape2")
+    found = partition(x, factors, 1)
+    import numpy as np
+    import pandas as pd
+    design = lambda names: sm.add_constant(np.hstack([pd.get_dummies(factors[f], drop_first=True, dtype=float).to_numpy() for f in names]))
+    explained = lambda names: sum(sm.OLS(y, design(names)).fit().ess for y in x.double().numpy().T)
+    rest = [f for f in factors if f != "relation"]
+    total = float(((x - x.mean(0)) ** 2).sum())
+    assert found.table.loc["relation", "partial_r2"] == pytest.approx((explained(list(factors)) - explained(rest)) / total, abs=1e-6)

@@ -224,7 +224,7 @@ def test_override_reaches_every_level_and_takes_integers_for_floats():
     ({"cache": -1}, "cache is -1; it must be at least 0"),
     ({"ema": 1.5}, r"ema is 1\.5; it must lie in 0\.\.1"),
     ({"noise.high": 2.0}, r"noise\.high is 2\.0; it must lie in 0\.\.1"),
-    ({"size": "huge"}, "'huge' is unknown; choose from tiny, nano"),
+    ({"size": "huge"}, "'huge' is unknown; choose from tiny, shallow, nano"),
     ({"preset": "dirty"}, "'dirty' is unknown; choose from clean, paper"),
     ({"preset": "paper"}, "first_up must be 0.5 with preset 'paper'"),
     ({"precision": "fp64"}, "'fp64' is unknown; choose from auto, no, bf16, fp16"),

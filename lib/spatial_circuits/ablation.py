@@ -96,19 +96,24 @@ def ablate(model, prompts: Sequence[str], sets: dict[str, Sequence[tuple[int, in
     return sweep(model, prompts, names, hooks, per_prompt, seed, **options)
 
 
-def mask_roles(model, prompts: Sequence[str], groups: dict[str, tuple[str, Sequence[tuple[int, int]] | None]], per_prompt: int = 1,
-               seed: int = 1, half: str = "cond", when: Sequence[int] | None = None, **options) -> pd.DataFrame:
-    """Scores with the tokens of a role hidden at steps `when`: `groups` name conditions (role, heads or None for all).
+def mask_roles(model, prompts: Sequence[str], groups: dict[str, tuple], per_prompt: int = 1, seed: int = 1, half: str = "cond",
+               when: Sequence[int] | None = None, **options) -> pd.DataFrame:
+    """Scores with the tokens of a role hidden: `groups` name conditions (role, heads or None for all), or (role, heads, steps)
+    where the steps are not `when`.
 
     Raises ValueError for a role that a prompt does not hold, before sampling.
     """
-    keys = {role: role_mask(model.encoder, prompts, role) for role, _ in groups.values()}
+    wanted = [(role, heads, tuple(steps[0] if steps else when or ())) for role, heads, *steps in groups.values()]
+    keys = {role: role_mask(model.encoder, prompts, role) for role, _, _ in wanted}
     everywhere = heads_of(model)
-    names, where = conditions(model, {k: everywhere if heads is None else heads for k, (_, heads) in groups.items()})
-    hidden = torch.stack([torch.zeros_like(next(iter(keys.values()))), *(keys[role] for role, _ in groups.values())], 1)
+    names, where = conditions(model, {k: everywhere if heads is None else heads for k, (_, heads, _) in zip(groups, wanted)})
+    hidden = torch.stack([torch.zeros_like(next(iter(keys.values()))), *(keys[role] for role, _, _ in wanted)], 1)
     hidden = hidden.repeat_interleave(per_prompt, 0).flatten(0, 1)                         # [P * n * C, T]
-    hook = MaskKeys(hidden, spread(where, len(prompts) * per_prompt), half, steps=when)
-    return sweep(model, prompts, names, [hook], per_prompt, seed, **options)
+    hooks = []
+    for steps in dict.fromkeys(s for _, _, s in wanted):                                   # a hook for each window of steps
+        mine = torch.tensor([False, *(s == steps for _, _, s in wanted)])
+        hooks.append(MaskKeys(hidden, spread(where & mine[:, None, None], len(prompts) * per_prompt), half, steps=steps or None))
+    return sweep(model, prompts, names, hooks, per_prompt, seed, **options)
 
 
 def knock(model, prompts: Sequence[str], mean: Tensor | None = None, candidates: Sequence[tuple[int, int]] | None = None,

@@ -107,8 +107,9 @@ def shares(frame: pd.DataFrame, metric: str = "loose", seed: int = 0, n_boot: in
     cell = frame.groupby(["prompt", "condition"], sort=False)[metric].mean().unstack("condition").astype(float)
     weights = np.random.default_rng(seed).multinomial(len(cell), np.full(len(cell), 1 / len(cell)), size=n_boot)
     draws = weights @ cell.to_numpy()
-    ratio = draws / draws[:, [list(cell).index(INTACT)]]
-    low, high = np.percentile(ratio, [2.5, 97.5], axis=0)
+    base = draws[:, [list(cell).index(INTACT)]]
+    known = base[:, 0] > 0
+    low, high = np.percentile(draws[known] / base[known], [2.5, 97.5], axis=0) if known.any() else (np.nan, np.nan)
     out = pd.DataFrame({"mean": cell.mean() / cell[INTACT].mean(), "low": low, "high": high, "n_prompts": len(cell)})
     return out.loc[list(dict.fromkeys(frame["condition"]))]
 

@@ -132,13 +132,17 @@ def _add_analyses(commands) -> None:
     texts = {"synopsis": "attention from objects to words, head by head (chapter 6)",
              "screen": "ramps that direction words draw, from the weights alone (chapter 7)",
              "ablate": "what fails without each head (chapter 9)",
-             "circuit": "find the circuit, test it, and inject relations (chapters 10 and 11)"}
+             "circuit": "find the circuit, test it, and inject relations (chapters 10 and 11)",
+             "tokens": "what fails without each word, by steps (chapter 13)",
+             "factors": "what a token's embedding holds, and which heads read it (chapters 13 and 14)",
+             "arithmetic": "move objects by changing one token's embedding (chapter 14)",
+             "robustness": "other wordings, the shifts they cause, and repairs (chapter 15)"}
     for command, text in texts.items():
         p = commands.add_parser(command, help=text)
         p.add_argument("--model", default="rte", help="a shipped model's name or a folder")
         p.add_argument("--prompts", default="96" if command == "synopsis" else "264", choices=("264", "96", "22"))
         p.add_argument("--limit", type=positive, help="only N prompts, spread over the set")
-        if command != "screen":
+        if command not in ("screen", "factors"):
             p.add_argument("--images-per-prompt", type=positive, default=4 if command == "synopsis" else 1)
             p.add_argument("--seed", type=int, default=1)
             p.add_argument("--precise", action="store_true", help="fp32 also where bf16 is faster")
@@ -150,8 +154,10 @@ def _add_analyses(commands) -> None:
             p.add_argument("--kind", default="mean", choices=("mean", "zero"))
             p.add_argument("--role", help="hide this role's tokens from the heads instead: shape1, relation, ...")
             p.add_argument("--when", nargs="+", type=int, metavar="STEP", help="only at these sampling steps")
+        if command == "factors":
+            p.add_argument("--permutations", type=positive, default=1000)
         p.add_argument("--json", help="write the table to this file")
-        p.set_defaults(run=_analyse)
+        p.set_defaults(run=_analyse if command in ("synopsis", "screen", "ablate", "circuit") else _analyse_text)
 
 
 def _analyse(options) -> None:
@@ -178,6 +184,28 @@ def _analyse(options) -> None:
         record = study.run_circuit(net, prompts, *common, progress=True)
         print(", ".join(f"{role}: {' '.join(heads)}" for role, heads in record["circuit"].items()))
         print(pd.DataFrame(record["tests"]["loose"]).round(3).to_string(index=False))
+    if options.json:
+        write_json(options.json, {"model": model.name, "command": options.line, **record})
+
+
+def _analyse_text(options) -> None:
+    import pandas as pd
+    from . import study_text as study
+    from .metrics import prompt_set
+    from .pretrained import load
+    model, prompts = load(options.model), prompt_set(options.prompts)
+    default = {"arithmetic": 22, "tokens": 88}.get(options.command, len(prompts))             # many conditions a prompt
+    prompts = prompts[:options.limit or default]
+    if options.command == "factors":
+        record = study.run_factors(model, prompts, options.permutations)
+        print(pd.DataFrame(record["partition"]).set_index(["token", "stage", "factor"]).round(3).to_string())
+        print(pd.DataFrame(record["heads"]).groupby("token", sort=False).head(3).round(3).to_string(index=False))
+    else:
+        net = model if options.precise else model.fast()
+        run = {"tokens": study.run_tokens, "arithmetic": study.run_arithmetic, "robustness": study.run_robustness}[options.command]
+        record = run(net, prompts, options.images_per_prompt, options.seed, progress=True)
+        key, by = ("moved", ["token", "vector", "k"]) if options.command == "arithmetic" else ("effects", ["condition"])
+        print(pd.DataFrame(record[key]).pivot(index=by, columns="metric", values="mean").round(3).to_string())
     if options.json:
         write_json(options.json, {"model": model.name, "command": options.line, **record})
 

@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-PRESETS = {  # depth, heads, head dimension; all but `tiny` are the paper's
-    "tiny": (6, 4, 32), "nano": (3, 3, 64), "micro": (6, 3, 64), "mini": (6, 6, 64), "B": (12, 12, 64),
+PRESETS = {  # depth, heads, head dimension; all but `tiny` and `shallow` are the paper's
+    "tiny": (6, 4, 32), "shallow": (3, 4, 32), "nano": (3, 3, 64), "micro": (6, 3, 64), "mini": (6, 6, 64), "B": (12, 12, 64),
 }
 GRID = 8  # image tokens per side
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .captions import parse
-from .scenes import COLORS, RELATIONS, SHAPES
+from .scenes import COLORS, OFFSETS, RELATIONS, SHAPES
 from .text import Encoder
-from .weights import captioned
+from .weights import captioned, qk_maps, ramps, templates
 
 FACTORS = {"shape2": ("relation", "own object", "other shape"), "shape1": ("relation", "own object", "other shape"),
            "relation": ("relation", "object 1", "object 2")}  # by the token's role
@@ -110,7 +110,7 @@ def partition(x: Tensor, factors: dict[str, Sequence[str]], n_perm: int = 1000, 
         inverse = np.where(w > 1e-9 * (z[i] ** 2).sum(), 1 / np.where(w > 0, w, 1), 0)
         ss = (inverse[..., None] * (v.transpose(0, 2, 1) @ cross) ** 2).sum((1, 2))
         p = (1 + (ss[1:] >= ss[0] * (1 - 1e-9)).sum()) / (n_perm + 1)
-        rows.append((factor, len(names[i]), ss[0] / total, ss[0] / (ss[0] + total - whole), explained(z[i]) / total, p))
+        rows.append((factor, len(names[i]), ss[0] / total, ss[0] / max(ss[0] + total - whole, 1e-12 * total), explained(z[i]) / total, p))
     table = pd.DataFrame(rows, columns=["factor", "levels", "partial_r2", "partial_eta2", "marginal_r2", "p"]).set_index("factor")
     solved = np.linalg.lstsq(np.hstack([one, *z]), full, rcond=1e-10)[0]
     effects, start = {}, 1
@@ -124,3 +124,26 @@ def partition(x: Tensor, factors: dict[str, Sequence[str]], n_perm: int = 1000, 
 def relation_effects(found: Partition) -> Tensor:
     """[8, D]: the effect of each relation, in the order of `scenes.RELATIONS`."""
     return torch.stack([found.effects["relation"][r] for r in RELATIONS])
+
+
+def screen(transformer, effects: Tensor, n_perm: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """All heads by the ramps that relation effects [8, D], after the caption MLP, draw on the bare position embedding (C12).
+
+    A row a head: name, layer, head, cosine, projection, energy (means over the relations, see `weights.ramps`; negative: the side
+    opposite to the named one) and p, from permutations of the relations' names, each head in units of its own null, corrected for
+    the number of heads.
+    """
+    directions = torch.as_tensor(OFFSETS).float()
+    maps = qk_maps(transformer, effects.to(transformer.device)).cpu()                                # [L, H, 8, S, S]
+    found = {k: v.mean(-1) for k, v in ramps(maps, directions).items()}                              # [L, H]
+    fits = (maps - maps.mean(2, keepdim=True)).flatten(3) @ templates(directions, maps.shape[-1]).flatten(1).T   # [L, H, 8 maps, 8 ramps]
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(8, generator=generator) for _ in range(n_perm)])            # [perms, 8]
+    drawn = fits[:, :, torch.arange(8), orders].mean(-1).abs()                                       # [L, H, perms]
+    unit = drawn.square().mean(-1).sqrt().clamp_min(1e-12)                                           # of each head, so that all heads count
+    null, seen = (drawn / unit[..., None]).amax((0, 1)), found["projection"].abs() / unit            # the best head of each permutation
+    layers, heads = seen.shape
+    rows = [(f"L{i}H{j}", i, j, *(float(v[i, j]) for v in found.values()), (1 + int((null >= seen[i, j]).sum())) / (n_perm + 1))
+            for i in range(layers) for j in range(heads)]
+    table = pd.DataFrame(rows, columns=["name", "layer", "head", *found, "p"])
+    return table.sort_values("projection", key=abs, ascending=False, ignore_index=True)

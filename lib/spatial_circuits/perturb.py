@@ -5,12 +5,18 @@ family may use any words; whether an encoder knows them is asked before sampling
 """
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from .ablation import sweep
 from .captions import PHRASES, parse
-from .scenes import COLORS, SHAPES
+from .factors import token_vectors
+from .scenes import COLORS, OFFSETS, RELATIONS, SHAPES
 from .text import Encoder
+from .weights import qk_maps, ramps
 
 _SYNONYM = {"red": "crimson", "blue": "navy"}
 
@@ -71,3 +77,51 @@ def robustness(model, prompts: Sequence[str], families: Sequence[str] | None = N
     known = [f for f in families or FAMILIES if f not in supported(model.encoder, prompts)]
     told = [list(words) for words in zip(*(reworded(prompts, f) for f in known))]
     return sweep(model, told, known, (), per_prompt, seed, scored=prompts, **options)
+
+
+def shifts(encoder: Encoder, prompts: Sequence[str], family: str, role: str, transformer=None) -> Tensor:
+    """[n, D]: by how much a family moves each prompt's token of that role; with a transformer, after its caption MLP.
+
+    Raises ValueError for an unknown family, or if a reworded prompt holds no such token (a misspelt word has no role).
+    """
+    return token_vectors(encoder, reworded(prompts, family), role, transformer) - token_vectors(encoder, prompts, role, transformer)
+
+
+def alignment(moved: Tensor, effects: Tensor, vectors: Tensor, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Cosine of the mean shift [n, D] with each relation's effect [8, D], 95 % bootstrap over prompts; and a null (C15).
+
+    Columns by relation: cosine, low, high; null: the 97.5th percentile of |cosine| for random directions with the covariance of the
+    tokens' own `vectors` [n, D]; within: the share of the shift's square that lies in the span of the effects; size: its length over the
+    effects' mean length.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, n = moved.mean(0), len(moved)
+    drawn = torch.randint(n, (n_boot, n), generator=generator)
+    means = torch.stack([moved[rows].mean(0) for rows in drawn])                              # [boots, D]
+    cosine = lambda x: cosine_similarity(x[..., None, :], effects, dim=-1)
+    low, high = np.percentile(cosine(means).numpy(), [2.5, 97.5], axis=0)
+    random = torch.randn(n_boot, len(vectors), generator=generator) @ (vectors - vectors.mean(0))
+    null = np.percentile(cosine(random).abs().numpy(), 97.5, axis=0)
+    span = torch.linalg.svd(effects - effects.mean(0), full_matrices=False)[2][:len(effects) - 1]
+    within = float((span @ mean).square().sum() / mean.square().sum().clamp_min(1e-12))
+    return pd.DataFrame({"cosine": cosine(mean).numpy(), "low": low, "high": high, "null": null, "within": within,
+                         "size": float(mean.norm() / effects.norm(dim=1).mean())}, pd.Index(RELATIONS, name="relation"))
+
+
+def shifted_ramps(transformer, effects: Tensor, shift: Tensor) -> pd.DataFrame:
+    """The heads' ramps for relation effects [8, D] (after the caption MLP), and once the shift [D] is added to each of them.
+
+    The shift adds the same map to every relation; it is no ramp in the mean, but turns some relations' maps. A row a head:
+    name, then cosine and projection, each before, after, and worst (the relation whose cosine falls most).
+    """
+    directions = torch.as_tensor(OFFSETS).float()
+    both = torch.cat([effects, effects + shift, torch.zeros(1, effects.shape[1])])
+    maps = qk_maps(transformer, both.to(transformer.device)).cpu()
+    maps = maps - maps[:, :, -1:]                                                             # without the key's bias
+    old, new = (ramps(maps[:, :, part], directions, center=False) for part in (slice(0, 8), slice(8, 16)))
+    sign = old["projection"].mean(-1).sign()
+    rows = [(f"L{i}H{j}", float(old["cosine"][i, j].mean()), float(new["cosine"][i, j].mean()),
+             float(sign[i, j] * (sign[i, j] * new["cosine"][i, j]).min()), float(old["projection"][i, j].mean()))
+            for i in range(maps.shape[0]) for j in range(maps.shape[1])]
+    table = pd.DataFrame(rows, columns=["name", "before", "after", "worst", "projection"])
+    return table.sort_values("projection", key=abs, ascending=False, ignore_index=True)

@@ -1,0 +1,64 @@
+"""The tables of chapters 13 to 15, through the command as a reader runs it."""
+import json
+
+import pytest
+
+from spatial_circuits import cli
+from spatial_circuits.ablation import mask_roles
+from spatial_circuits.captions import ROLES
+from spatial_circuits.pretrained import load
+from spatial_circuits.study_text import WINDOWS, run_robustness, run_tokens
+from spatial_circuits.metrics import prompt_set
+
+
+def run(tmp_path, command: str, *options: str) -> dict:
+    out = tmp_path / "x.json"
+    assert cli.main([command, "--model", "rte", "--limit", "2", "--json", str(out), *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_windows_cover_all_steps_once():
+    assert sorted(s for w in WINDOWS.values() for s in w) == list(range(14))
+
+
+def test_tokens_has_every_role_and_window(tmp_path):
+    found = run(tmp_path, "tokens")
+    names = [r["condition"] for r in found["effects"] if r["metric"] == "loose"]
+    assert names[0] == "intact" and set(names) >= {"shape2", "relation", "end", "shape2, steps 0-1"} and len(names) == 1 + 6 + 16
+    assert not set(names[1:7]) - set(ROLES)
+
+
+def test_windows_of_a_role_are_that_roles_alone():
+    """Hidden in each window on its own: the first steps alone change what the late ones leave as it was."""
+    net, prompts = load("rte"), prompt_set("22")[:2]
+    both = mask_roles(net, prompts, {"a": ("relation", None), "b": ("relation", None, [0]), "c": ("shape2", None, [0, 1])}, steps=2)
+    alone = {k: mask_roles(net, prompts, {k: g}, steps=2) for k, g in
+             {"a": ("relation", None), "b": ("relation", None, [0]), "c": ("shape2", None)}.items()}
+    for k, frame in alone.items():
+        ours, theirs = (f[f["condition"] == k].reset_index(drop=True) for f in (both, frame))
+        assert ours.equals(theirs), k
+
+
+def test_factors_needs_no_sampling_and_names_every_head(tmp_path):
+    found = run(tmp_path, "factors", "--limit", "264", "--permutations", "20")
+    assert {(r["token"], r["stage"]) for r in found["partition"]} == {(t, s) for t in ("shape1", "shape2", "relation") for s in ("encoder", "caption MLP")}
+    assert len(found["heads"]) == 3 * 24 and all(r["p"] >= 0.0476 for r in found["heads"])
+    rte = {(r["token"], r["factor"]): r["partial_r2"] for r in found["partition"] if r["stage"] == "encoder"}
+    assert rte["shape1", "relation"] < 1e-6 < rte["relation", "relation"]            # a first word cannot know what follows
+
+
+def test_robustness_reports_what_it_could_not_read(tmp_path):
+    net = load("rte")
+    found = run_robustness(net, prompt_set("264")[:16], families=["T0", "T3 the", "typo"])
+    assert "typo" in found["unread"] and {r["condition"] for r in found["ratio"]} == {"T0", "T3 the"}
+    assert next(r["mean"] for r in found["ratio"] if r["condition"] == "T0") == 1
+    assert {(r["token"], r["family"]) for r in found["shifts"]} == {("shape2", "T3 the")}   # one place later: the position code
+
+
+def test_a_command_refuses_an_unknown_model(capsys):
+    assert cli.main(["robustness", "--model", "nowhere", "--limit", "1"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_whole_record_is_json():
+    json.dumps(run_tokens(load("rte"), prompt_set("22")[:1], windows=False), allow_nan=True)
