@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims
+from spatial_circuits import claims, pretrained
 from spatial_circuits.factors import labels, partition, token_vectors
 from spatial_circuits.metrics import chance, prompt_set, summarise
 from spatial_circuits.plots import Captioned, bars, grid, intervals, lines
 from spatial_circuits.pretrained import load
 
 full = scale == "full"
-names = list(dict.fromkeys([model, *claims.shipped()])) if full else ["rte", "minilm"]
+names = list(dict.fromkeys([model, *pretrained.names()])) if full else ["rte", "minilm"]
 folders = {name: claims.folder_of(name) for name in names}
 everything = prompt_set("264")
 

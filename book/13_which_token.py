@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims, weights
-from spatial_circuits.ablation import ablate, effects, mask_roles, mean_outputs, name
+from spatial_circuits import claims, pretrained, weights
+from spatial_circuits.ablation import ablate, effects, mask_roles, mean_outputs, name, others
 from spatial_circuits.arithmetic import graft
 from spatial_circuits.captions import parse
 from spatial_circuits.factors import labels, partition, relation_effects, screen, token_vectors
-from spatial_circuits.metrics import prompt_set
+from spatial_circuits.metrics import prompt_set, summarise
 from spatial_circuits.patching import counterpart
 from spatial_circuits.plots import Captioned, intervals, maps
 from spatial_circuits.plots_heads import head_grid
@@ -68,11 +68,12 @@ Captioned(intervals(shown, "share of pictures", (0, 1.02)),
 # %%
 intact, word, second = (hidden.loc[(c, "loose"), "mean"] for c in ("intact", "relation", "shape2"))
 kept = {c: given(c)["mean"] for c in ("intact", "relation", "shape2", "relation + shape2", "shape1")}
-def chance_of_opposite() -> float:
-    """With the relation word hidden and both objects there: share of wrong pictures that show the opposite side."""
-    wrong = frame[(frame["condition"] == "relation") & frame["unique_binding"] & ~frame["loose"]]
-    mirrored = [(p, x, y) for p, x, y in zip(wrong["prompt"], wrong["dx"], wrong["dy"])]
-    return sum(points(counterpart(p, "relation"), x, y) for p, x, y in mirrored) / max(len(mirrored), 1)
+blind = frame[(frame["condition"] == "relation") & frame["unique_binding"]]
+wrong = blind[~blind["loose"]]
+whole = frame[(frame["condition"] == "intact") & frame["unique_binding"]]
+def opposite() -> int:
+    """With the relation word hidden and both objects there: how many of the wrong pictures show the opposite side."""
+    return sum(points(counterpart(p, "relation"), x, y) for p, x, y in zip(wrong["prompt"], wrong["dx"], wrong["dy"]))
 
 def points(prompt: str, dx: float, dy: float) -> bool:
     """Does the displacement of the objects have the sign that a prompt asks for, on each axis that it names?"""
@@ -86,7 +87,10 @@ lost little without the relation word and half without shape2.
 
 {'So the relation reaches this model mostly by another way than the relation word.' if word > 0.75 * intact else
  'Much of the relation survives without its word, so it also stands in other tokens.' if kept['relation'] > 0.55 else
- 'So the relation comes from the relation word.'} Of the wrong pictures without it, {chance_of_opposite():.0%} show the opposite relation.
+ 'So the relation comes from the relation word.'} Of the {len(wrong)} pictures that then
+have both objects but not the relation, {opposite()} show the opposite one. Over all {len(blind)} with both objects the first lies right of the
+second in {(blind["dx"] > 0).mean():.0%} and below it in {(blind["dy"] > 0).mean():.0%}; with nothing hidden it is {(whole["dx"] > 0).mean():.0%} and {(whole["dy"] > 0).mean():.0%}. A difference is a habit of
+the model that shows where no word tells it a side.
 """)
 
 # %% [markdown]
@@ -103,14 +107,12 @@ def grafted(role: str) -> pd.DataFrame:
     return graft(fast, prompts, donors, role, seed=seed)
 
 transplants = {role: grafted(role) for role in ("shape1", "relation", "shape2", "end")}
-obeyed = pd.concat({role: f[f["condition"] == "grafted"][["unique_binding", "loose"]].astype(float).agg(["mean", "sem"]) for role, f in transplants.items()})
-follow = {role: float(obeyed.loc[(role, "mean"), "loose"]) for role in transplants}
+table = pd.DataFrame({role: summarise(f[f["condition"] == "grafted"]).loc["loose", ["mean", "low", "high"]] for role, f in transplants.items()}).T
+follow = table["mean"].to_dict()
 carrier = max(follow, key=follow.get)
-table = pd.DataFrame({role: {"mean": follow[role], "low": max(0, follow[role] - 1.96 * obeyed.loc[(role, "sem"), "loose"]),
-                             "high": min(1, follow[role] + 1.96 * obeyed.loc[(role, "sem"), "loose"])} for role in follow}).T
 Captioned(intervals({"follows the exchanged token": table}, "share of pictures with the opposite relation", (-0.02, 1.02)),
           "One token taken from the opposite prompt, all others as they are: share of the pictures that show the opposite relation.",
-          "Dots with intervals for four roles; one role decides.")
+          "Dots with intervals for four roles.")
 
 # %%
 which = {"shape2": ", the one that the paper names", "relation": ", the relation word itself"}.get(carrier, "")
@@ -120,7 +122,7 @@ reads the relation from {f'one token{which}' if follow[carrier] > 0.8 else 'no s
 """)
 
 # %%
-recorded = {m: claims.read(claims.folder_of(m)) for m in claims.shipped()}
+recorded = {m: claims.read(claims.folder_of(m)) for m in pretrained.names()}
 def row(m: str, tables: dict) -> dict:
     """What the recorded tables say of a model: relation right with a word hidden, and followed when it is exchanged."""
     of = {(r["condition"], r["metric"]): r["mean"] for r in tables["tokens"]["effects"]}
@@ -148,11 +150,14 @@ objects = pd.DataFrame({role: {w: late.loc[(f"{role}, {w}", "unique_binding"), "
 pd.concat({"loose": windows, "unique binding": objects}, axis=1).round(2)
 
 # %%
-column = windows[carrier if carrier in windows else "relation"]
+at = carrier if carrier in windows else "relation"
+column, lost = windows[at], objects[at]
+cost = late.loc[(f"{at}, {column.idxmin()}", "loose")]
+needed = (f"The {at} token is needed most in {column.idxmin()} ({column.min():+.2f} [{cost['change_low']:+.2f}, {cost['change_high']:+.2f}])"
+          if cost["change_high"] < 0 else f"No window alone costs the {at} token's relation more than the interval allows")
 Markdown(f"""
-Change from the intact model. The {column.name} token is needed most in {column.idxmin()} ({column.min():+.2f}); hidden at the first two steps
-alone it costs {max(0.0, -column.iloc[0]):.2f}. A loss in the late steps is that of the object which the token names: see the columns on the
-right.
+Change from the intact model, {len(prompts[::2])} prompts. {needed}; hidden at the first two steps alone it changes loose by {column.iloc[0]:+.2f}.
+{"The loss there is one of objects: unique binding falls as far." if cost["change_high"] < 0 and lost[column.idxmin()] <= column.min() / 2 else ""}
 """)
 
 # %% [markdown]
@@ -197,41 +202,65 @@ Captioned(maps(drawn - drawn.mean(0), [r.replace("_", " ") for r in RELATIONS], 
 # %% [markdown]
 # ## Do these heads matter?
 #
-# Ablate the heads that the screen names (mean ablation, conditional half), and as a control, as often, the heads with the
-# smallest projections in the same layers or, where there are none, in all.
+# Ablate the heads that the screen names (mean ablation, conditional half), and as a control the heads of the same layers
+# with the smallest projections, one for each. And the other way round, with the heads left whole: hide the token that
+# they should read from these heads alone, from all other heads alone, and from all. If the screen has found the readers
+# of the relation, the first loses the relation and keeps the objects, and the second keeps the relation.
 
 # %%
 named = sure[best_role][:3] or [(int(top["layer"]), int(top["head"]))]
 order = screens[best_role].assign(size=lambda t: t["projection"].abs()).sort_values("size")
-control = [(int(r["layer"]), int(r["head"])) for _, r in order.iterrows() if (r["layer"], r["head"]) not in named][:len(named)]
+control: list[tuple[int, int]] = []
+for layer, _ in named:
+    control += [(int(r["layer"]), int(r["head"])) for _, r in order[order["layer"] == layer].iterrows()
+                if (r["layer"], r["head"]) not in [*named, *control]][:1]
 mean = mean_outputs(fast, everything[:88] if full else everything[:2])
 sets = {"screened": named, "control": control, **{name(*h): [h] for h in named}}
 ablated = effects(ablate(fast, prompts, sets, seed=seed, mean=mean))
-ablated["mean"].unstack()[["shape", "unique_binding", "loose"]].round(2)
+where = {"screened heads": named, "all other heads": others(fast, named), "all heads": None}
+masked = effects(mask_roles(fast, prompts, {place: (best_role, heads) for place, heads in where.items()}, seed=seed))
+pd.concat({"ablated": ablated["mean"].unstack(), f"{best_role} hidden from": masked["mean"].unstack()})[["shape", "unique_binding", "loose"]].round(2)
 
 # %%
 fall = -ablated.loc[("screened", "loose"), "change"]
 objects_lost = -ablated.loc[("screened", "unique_binding"), "change"]
+needed_here = bool(sure[best_role]) and ablated.loc[("screened", "loose"), "high"] < ablated.loc[("control", "loose"), "low"]
+def place(condition: str, metric: str) -> str:
+    """A score with the token hidden from a group of heads, as text."""
+    return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**masked.loc[(condition, metric)])
+
+seen, unseen = masked.loc[("screened heads", "loose")], masked.loc[("screened heads", "unique_binding")]
+own = ("Blind to this token, the screened heads lose the relation and the objects stay: they are its readers." if seen["high"] < unseen["low"] else
+       "The objects go with the relation, so that hiding the token does not tell the two apart." if seen["high"] < ablated.loc[("intact", "loose"), "low"] else
+       "These heads alone do not account for how the relation is read.")
+also = ("Unique binding falls below the control's too: these heads do not serve the relation alone."
+        if ablated.loc[("screened", "unique_binding"), "high"] < ablated.loc[("control", "unique_binding"), "low"] else "")
 Markdown(f"""
 Without {', '.join(name(*h) for h in named)} loose relation falls by {fall:.2f} [{-ablated.loc[('screened', 'loose'), 'change_high']:.2f},
 {-ablated.loc[('screened', 'loose'), 'change_low']:.2f}] and unique binding by {objects_lost:.2f}; without the control
 ({', '.join(name(*h) for h in control)}) by {-ablated.loc[('control', 'loose'), 'change']:.2f}.
-{'The heads found from the weights are needed in the pictures.' if fall > 0.2 and sure[best_role] else
- 'The screen alone does not find what the pictures need.'}
+{'The heads found from the weights are needed in the pictures.' if needed_here else 'That is not shown to be more than without the control, or the screen is not sure of its heads.'} {also}
+
+Hidden from the screened heads alone, {best_role} leaves {place('screened heads', 'loose')} of the relation and {place('screened heads', 'unique_binding')} of the objects;
+hidden from all others {place('all other heads', 'loose')} and {place('all other heads', 'unique_binding')}. {own}
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-moved = "holds" if word > 0.75 * intact and second < intact * 2 / 3 else "holds partly" if follow["shape2"] > 0.5 else "does not hold"
-ramp = screens["shape2"].iloc[0]
+read = follow["shape2"] >= 0.5 and table.loc["shape2", "low"] > table.loc["relation", "high"]
+moved = "does not hold" if not read else "holds" if word >= 0.75 * intact and second <= 0.5 * intact else "holds partly"
+ramp, backup = (screens[role].iloc[0] for role in ("shape2", "relation"))
+found_by = ("holds" if ramp["p"] < 0.05 and abs(ramp["cosine"]) >= 0.9 else
+            "holds partly" if min(ramp["p"], backup["p"]) < 0.05 else "does not hold")
 Markdown(f"""
 - Exchanged for the opposite prompt's, {carrier} decides the relation in {follow[carrier]:.0%} of the pictures,
   {'relation' if carrier == 'shape2' else 'shape2'} in {follow['relation' if carrier == 'shape2' else 'shape2']:.0%}. That the relation is read from shape2 and not from its word **{moved}** for {net.name} (C10).
 - Hidden, the relation word costs {intact - word:.2f} of {intact:.2f}, shape2 {intact - second:.2f}.
 - Screening with shape2's relation effects finds {f"{ramp['name']} first: cosine {ramp['cosine']:+.2f}, p = {ramp['p']:.3f}" if ramp['p'] < 0.05 else 'no head (p = ' + format(ramp['p'], '.2f') + ')'}. That weights alone find
-  the heads **{'holds' if ramp['p'] < 0.05 and abs(ramp['cosine']) >= 0.9 else 'holds partly' if ramp['p'] < 0.05 else 'does not hold'}** (C12; the paper has −.98).
+  the heads **{found_by}** (C12; the paper has −.98). With the relation word's effects it finds {backup['name']} first: cosine {backup['cosine']:+.2f}, p = {backup['p']:.3f}.
+- Ablated, the heads found are {'needed more than' if needed_here else 'not shown to be needed more than'} a control of the same layers.
 - {'A negative sign: the head marks the side opposite to the named one, where the second object goes.' if ramp['projection'] < 0 and ramp['p'] < 0.05 else 'No statement about the sign can be made.' if ramp['p'] >= 0.05 else 'A positive sign: the head marks the named side.'}
 
 Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb) compares the models.

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims
+from spatial_circuits import claims, pretrained
 from spatial_circuits.ablation import effects
 from spatial_circuits.circuit import shares
 from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
@@ -54,7 +54,7 @@ frame = robustness(fast, prompts, seed=seed)
 scored = effects(frame)
 ratio = shares(frame.assign(condition=frame["condition"].replace("T0", "intact"))).rename({"intact": "T0"})
 
-others = {m: claims.read(claims.folder_of(m)).get("robustness") for m in claims.shipped() if m != model}
+others = {m: claims.read(claims.folder_of(m)).get("robustness") for m in pretrained.names() if m != model}
 recorded = {m: pd.DataFrame(r["ratio"]).set_index("condition") for m, r in others.items() if r}
 def similar(m: str) -> bool:
     """Does a model say something to claim C14?"""

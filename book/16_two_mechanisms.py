@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims, weights
+from spatial_circuits import claims, pretrained, weights
 from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
 from spatial_circuits.metrics import prompt_set
 from spatial_circuits.perturb import FAMILIES
@@ -29,11 +29,11 @@ from spatial_circuits.pretrained import load
 from spatial_circuits.scenes import RELATIONS
 
 everything = prompt_set("264")
-names = list(dict.fromkeys([model, *claims.shipped()]))
+names = list(dict.fromkeys([model, *pretrained.names()]))
 study = {n: claims.read(claims.folder_of(n)) for n in names}
 needed = {"tokens", "factors", "arithmetic", "robustness"}
 names = [n for n in names if needed <= set(study[n]) and claims.kind(claims.folder_of(n)) in ("random", "contextual")]
-names = names or [n for n in claims.shipped() if needed <= set(study[n])]
+names = names or [n for n in pretrained.names() if needed <= set(study[n])]
 
 # %% [markdown]
 # ## One table
@@ -115,7 +115,7 @@ def circuit(name: str) -> dict:
     kept = next((r for r in t["tests"]["loose"] if r["condition"].startswith("circuit")), {"mean": math.nan})
     return {role: " ".join(heads) or "none" for role, heads in t["circuit"].items()} | {"heads": sum(map(len, t["circuit"].values())), "kept": round(kept["mean"], 2)}
 
-circuits = pd.DataFrame({n: circuit(n) for n in claims.shipped() if "circuit" in study[n]}).T
+circuits = pd.DataFrame({n: circuit(n) for n in pretrained.names() if "circuit" in study[n]}).T
 circuits
 
 # %%

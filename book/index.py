@@ -21,7 +21,8 @@ from IPython.display import Markdown
 
 from spatial_circuits import plots
 from spatial_circuits.captions import captions
-from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, shipped, survey, table
+from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, survey, table
+from spatial_circuits.pretrained import names
 from spatial_circuits.render import render
 from spatial_circuits.scenes import sample
 
@@ -57,7 +58,7 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 # prompts.
 
 # %% tags=["remove-input"]
-folders = [folder_of(name) for name in shipped()]
+folders = [folder_of(name) for name in names()]
 found = survey(folders) if model == "rte" else evidence(folder_of(model))
 Markdown(table(found))
 

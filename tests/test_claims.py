@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from spatial_circuits import claims
+from spatial_circuits import claims, pretrained
 
 
 def rows(score: str, means: list[float], spread: float = 0.01, p: float = 0.01) -> list[dict]:
@@ -71,17 +71,23 @@ def test_ablation_counts_one_head_or_the_set(tmp_path, alone, together, shape, s
     assert found["C9"] == status
 
 
-def tokens(relation: tuple[float, float], shape2: tuple[float, float]) -> dict:
-    """Loose and unique binding with a role hidden."""
-    rows = {"intact": (1.0, 1.0), "relation": relation, "shape2": shape2}
-    return {"effects": [{"condition": c, "metric": m, "mean": v, "low": v, "high": v} for c, pair in rows.items()
-                        for m, v in zip(("loose", "unique_binding"), pair)]}
+def tokens(relation: float, shape2: float) -> dict:
+    """Loose relation with a role hidden."""
+    return {"effects": [{"condition": c, "metric": "loose", "mean": v, "low": v, "high": v} for c, v in
+                        (("intact", 1.0), ("relation", relation), ("shape2", shape2))]}
 
 
-@pytest.mark.parametrize("relation, shape2, status", [
-    ((0.95, 1.0), (0.2, 0.5), "holds"), ((0.3, 1.0), (0.2, 0.5), "partly"), ((0.3, 0.6), (0.4, 0.4), "does not hold")])
-def test_the_relation_is_read_where_hiding_costs_it(tmp_path, relation, shape2, status):
-    assert judged(tmp_path, tokens=tokens(relation, shape2))["C10"] == status
+def exchanged(relation: float, shape2: float) -> dict:
+    return {"moved": [], "graft": [{"token": t, "condition": "grafted", "metric": "loose", "mean": v, "low": v - 0.05, "high": v + 0.05}
+                                   for t, v in (("relation", relation), ("shape2", shape2))]}
+
+
+@pytest.mark.parametrize("hidden, swapped, status", [
+    ((0.9, 0.3), (0.0, 0.9), "holds"), ((0.6, 0.3), (0.0, 0.9), "partly"), ((0.3, 0.4), (0.9, 0.0), "does not hold"),
+    ((0.9, 0.3), (0.6, 0.58), "does not hold")])
+def test_the_relation_is_read_from_the_token_whose_exchange_turns_it(tmp_path, monkeypatch, hidden, swapped, status):
+    monkeypatch.delitem(claims.judges.JUDGES, "C13")
+    assert judged(tmp_path, tokens=tokens(*hidden), arithmetic=exchanged(*swapped))["C10"] == status
 
 
 def factors(share: float, p: float, cosine: float, head_p: float, other_p: float = 1.0) -> dict:
@@ -162,7 +168,7 @@ def test_what_ships_is_surveyed_and_every_tested_claim_has_a_chapter_that_exists
     import re
     from pathlib import Path
     book = Path(__file__).parents[1] / "book"
-    found = claims.survey([claims.folder_of(m) for m in claims.shipped()])
+    found = claims.survey([claims.folder_of(m) for m in pretrained.names()])
     for claim in claims.CLAIMS:
         if claim.id in found:
             assert (book / re.search(r"\((.*)\.ipynb", claim.chapter)[1]).with_suffix(".py").exists(), claim.id

@@ -69,11 +69,6 @@ TESTED = {"random": ("C1", "C2", "C5", "C6", "C7", "C8", "C9", "C14"), "bag": ("
           "contextual": ("C1", "C2", "C10", "C11", "C12", "C13", "C14", "C15")}  # which models a claim is about
 
 
-def shipped() -> list[str]:
-    """Names of the models that ship with the package."""
-    return sorted(p.parent.name for p in HERE.glob("*/text.json"))
-
-
 def kind(folder: Path) -> str:
     """What sort of model a folder holds: random (tokens), bag (of words), shallow or contextual."""
     text, recipe = (json.loads((folder / f"{f}.json").read_text()) for f in ("text", "recipe"))

@@ -93,20 +93,17 @@ def ablated(ablation: dict, synopsis: dict, circuit: dict) -> Evidence:
                     f"to {together['mean']:.2f}; without {shape} shape {of(rows, 'intact', 'shape')['mean']:.2f} to {lost['mean']:.2f}")
 
 
-def _obeyed(tokens: dict, condition: str) -> float:
-    """Relation right given that both objects are there."""
-    of = lambda metric: _row(tokens["effects"], condition=condition, metric=metric)["mean"]
-    return of("loose") / max(of("unique_binding"), 1e-9)
-
-
-def token(tokens: dict) -> Evidence:
-    """C10: hiding the relation word costs less than a quarter of the relation, hiding shape2 at least a third of it (given the objects)."""
-    intact, relation, shape = (_obeyed(tokens, c) for c in ("intact", "relation", "shape2"))
+def token(tokens: dict, arithmetic: dict) -> Evidence:
+    """C10: shape2 taken from the opposite prompt turns at least half of the pictures, and more than the relation word so exchanged (partly); and
+    hiding the relation word leaves at least three quarters of the relation, hiding shape2 at most half."""
     loose = {c: _row(tokens["effects"], condition=c, metric="loose") for c in ("intact", "relation", "shape2")}
+    turned = {t: _row(arithmetic["graft"], token=t, condition="grafted", metric="loose") for t in ("relation", "shape2")}
     said = lambda r: f"{r['mean']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-    right = relation > 0.75 * intact, shape < intact * 2 / 3
-    return Evidence(_graded(all(right), any(right)), f"loose {loose['intact']['mean']:.2f}; relation word hidden {said(loose['relation'])}, "
-                    f"shape2 hidden {said(loose['shape2'])}; of the pictures with both objects {relation:.2f} and {shape:.2f} are right")
+    read = turned["shape2"]["mean"] >= 0.5 and turned["shape2"]["low"] > turned["relation"]["high"]
+    share = {c: loose[c]["mean"] / max(loose["intact"]["mean"], 1e-9) for c in loose}
+    return Evidence(_graded(read and share["relation"] >= 0.75 and share["shape2"] <= 0.5, read),
+                    f"exchanged for the opposite prompt's, shape2 turns {said(turned['shape2'])} of the pictures, the relation word "
+                    f"{said(turned['relation'])}; loose {loose['intact']['mean']:.2f}, relation word hidden {said(loose['relation'])}, shape2 hidden {said(loose['shape2'])}")
 
 
 def variance(factors: dict) -> Evidence:
@@ -169,6 +166,6 @@ def aligned(robustness: dict) -> Evidence:
 
 
 JUDGES = {"C5": (single_heads, ("synopsis",)), "C6": (ramp, ("screen", "synopsis")), "C7": (timing, ("synopsis", "ablation")),
-          "C8": (moved, ("circuit",)), "C9": (ablated, ("ablation", "synopsis", "circuit")), "C10": (token, ("tokens",)),
+          "C8": (moved, ("circuit",)), "C9": (ablated, ("ablation", "synopsis", "circuit")), "C10": (token, ("tokens", "arithmetic")),
           "C11": (variance, ("factors",)), "C12": (screened, ("factors",)), "C13": (steered, ("arithmetic",)),
           "C14": (broken, ("robustness",)), "C15": (aligned, ("robustness",))}

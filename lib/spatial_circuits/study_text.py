@@ -13,7 +13,6 @@ from .factors import labels, partition, relation_effects, screen, token_vectors
 from .metrics import METRICS, summarise
 from .patching import counterpart
 from .perturb import alignment, robustness, shifts, supported
-from .repair import METHODS, repair
 from .study import records
 
 ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # what every prompt has
@@ -94,13 +93,3 @@ def run_robustness(model, prompts: Sequence[str], per_prompt: int = 1, seed: int
             if moved.norm() > 1e-3:
                 out["shifts"] += [{"token": role, "family": family, **r} for r in records(alignment(moved, found, vectors))]
     return out
-
-
-def run_repair(model, prompts: Sequence[str], calibration: Sequence[str], families: Sequence[str], methods: Sequence[str] = METHODS,
-               per_prompt: int = 1, seed: int = 1, progress: bool = False) -> dict:
-    """What repairs bring back of what each wording costs, and what they cost on T0 (chapter 15)."""
-    rows = []
-    for family in families:
-        frame = repair(model, prompts, family, calibration, methods, per_prompt, seed, progress=progress)
-        rows += [{"family": family, **r} for r in records(effects(frame))]
-    return {"prompts": len(prompts), "calibration_prompts": len(calibration), "images_per_prompt": per_prompt, "seed": seed, "effects": rows}
