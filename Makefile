@@ -13,7 +13,7 @@ READY := .venv/.ready
 SITE  := $(if $(SCALE),_build/$(SCALE),.)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab train bench clean
+.PHONY: help book test browser lab train bench clean
 
 help:
 	@echo "make book   run every notebook, then build _build/html/index.html  (SCALE=smoke: a quick variant)"
@@ -34,8 +34,13 @@ book: $(READY)
 	$(BIN)/jupyter-book build $(SITE) -W -n --keep-going
 	@echo "Open $(SITE)/_build/html/index.html"
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest $(ARGS)
+
+# The pages are tested in Debian's Chromium, installed where that is possible; without one, those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: browser tests will be skipped"
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir book $(ARGS)

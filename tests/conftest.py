@@ -100,3 +100,17 @@ class Album:
 def album():
     """The class Album."""
     return Album
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium, from the system (see the Makefile)."""
+    import shutil
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine; Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

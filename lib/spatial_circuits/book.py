@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .notebooks import failed_cell, in_sync, load, normalise, save, source_hash, stale, twin
+from .notebooks import failed_cell, in_sync, load, normalise, number_figures, save, source_hash, stale, twin
 
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool}
 CHOICES = re.compile(r"[\w.-]+(?: \| [\w.-]+)+")
@@ -180,6 +180,8 @@ def _target(book_dir: Path, out_dir: Path | str | None, parameters: dict, whole:
         shutil.copytree(book_dir, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*skip))
         for file in top.glob("_*.yml"):
             shutil.copy(file, out)
+        if (top / "_static").is_dir():
+            shutil.copytree(top / "_static", out / "_static", dirs_exist_ok=True)
     return target
 
 
@@ -235,7 +237,7 @@ def _finish(notebook: Path, values: dict, target: Path, code: int) -> None:
         raise NotebookError(_failure(notebook, partial))
     nb = load(partial)
     nb.metadata["spatial_circuits_run"] = {"source_sha256": source_hash(nb), "parameters": values}
-    save(normalise(nb), target / f"{notebook.stem}.ipynb")
+    save(number_figures(normalise(nb), notebook.stem), target / f"{notebook.stem}.ipynb")
     partial.unlink()
 
 
@@ -255,6 +257,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="e.g. 04_training; default all")
     parser.add_argument("--book", default="book", metavar="FOLDER", help="folder of the notebooks")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--model", metavar="NAME", help="short for -p model=...: the whole study of a shipped model or a folder")
     parser.add_argument("--scale", choices=("smoke", "full"), help="short for -p scale=...")
     parser.add_argument("--out", metavar="FOLDER", help="default for variants: _build/variants")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks that run at a time")
@@ -264,9 +267,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(options: argparse.Namespace) -> int:
+    parameters = parse_parameters(options.parameter)
+    if options.model is not None:
+        from .pretrained import find, names
+        folder = find(options.model).resolve()  # notebooks run in another folder
+        parameters["model"] = options.model if options.model in names() else str(folder)
     try:
-        written = run_book(options.book, options.out, options.names or None,
-                           parse_parameters(options.parameter), options.jobs, options.scale, options.check)
+        written = run_book(options.book, options.out, options.names or None, parameters, options.jobs, options.scale, options.check)
     except NotebookError as error:
         print(error, file=sys.stderr)
         return 1

@@ -101,6 +101,18 @@ def normalise(nb: NotebookNode) -> NotebookNode:
     return _number_widgets(nb)
 
 
+def number_figures(nb: NotebookNode, name: str) -> NotebookNode:
+    """Number the captioned figures of a page: Figure 7.2 is the second of a page named 07_..., with the anchor figure-2."""
+    digits, count = re.match(r"\d*", name)[0], 0
+    for output in (o for cell in nb.cells for o in cell.get("outputs", []) if "<figcaption" in str(o.get("data", {}).get("text/html", ""))):
+        html = re.sub(r'<span class="number">.*?</span> ', "", output.data["text/html"])
+        count += 1
+        said = f'<figcaption><span class="number">Figure {f"{int(digits)}." if digits else ""}{count}.</span> '
+        html = re.sub(r"<figure[^>]*>", f'<figure id="figure-{count}">', html, count=1)
+        output.data["text/html"] = said.join(html.rsplit("<figcaption>", 1))
+    return nb
+
+
 def _steady(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Outputs with streams joined (their chunks depend on timing), without progress bars and addresses."""
     kept, streams = [], {}

@@ -25,8 +25,10 @@ def initial_noise(seeds: Sequence[int], channels: int = 4, size: int = 16) -> Te
 @torch.no_grad()
 def sample(model: PixArtTransformer2DModel, scheduler: DPMSolverMultistepScheduler, encoder: Encoder,
            prompts: Sequence[str], seeds: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE,
-           batch: int = 128, on_step: Callable[[int, Tensor], None] | None = None, progress: bool = False) -> Tensor:
-    """Latents [B, 4, 16, 16] for B prompts and B seeds. `on_step(step, latents)` sees each batch after each step.
+           batch: int = 128, on_step: Callable[[int, Tensor], None] | None = None,
+           on_guess: Callable[[int, Tensor], None] | None = None, progress: bool = False) -> Tensor:
+    """Latents [B, 4, 16, 16] for B prompts and B seeds. `on_step(step, latents)` sees each batch after each step, and
+    `on_guess(step, latents)` the noise-free latents that the step predicts.
 
     CFG runs the two halves in one forward, unconditional first, both with the prompt's length; the null is
     `encoder.encode([""])`, as in training. Raises ValueError for unequal lengths, steps < 1, or an unencodable prompt.
@@ -47,13 +49,13 @@ def sample(model: PixArtTransformer2DModel, scheduler: DPMSolverMultistepSchedul
         for chunk in chunks:
             both = torch.cat([torch.zeros_like(rows[chunk]), rows[chunk]])      # [2 b]: unconditional, conditional
             noise = initial_noise([seeds[i] for i in chunk]).to(device)
-            out.append(_denoise(model, scheduler, noise, text[both], mask[both], steps, guidance, on_step))
+            out.append(_denoise(model, scheduler, noise, text[both], mask[both], steps, guidance, on_step, on_guess))
             bar.update(len(chunk))
     return torch.cat(out)
 
 
 def _denoise(model, scheduler, latents: Tensor, text: Tensor, mask: Tensor, steps: int, guidance: float,
-             on_step) -> Tensor:
+             on_step, on_guess) -> Tensor:
     """One batch [b, 4, 16, 16] of noise to latents; text [2 b, T, D] holds the unconditional half first."""
     scheduler = DPMSolverMultistepScheduler.from_config(scheduler.config)       # a solver keeps state: take a fresh one
     scheduler.set_timesteps(steps, device=latents.device)
@@ -64,4 +66,6 @@ def _denoise(model, scheduler, latents: Tensor, text: Tensor, mask: Tensor, step
         latents = scheduler.step(null + guidance * (conditional - null), t, latents).prev_sample
         if on_step:
             on_step(i, latents)
+        if on_guess:
+            on_guess(i, scheduler.model_outputs[-1])                            # DPM-Solver++ keeps its predictions of x_0
     return latents

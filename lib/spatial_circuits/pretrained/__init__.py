@@ -65,14 +65,20 @@ def names() -> list[str]:
     return sorted(p.parent.name for p in HERE.glob("*/text.json"))
 
 
+def find(name: str | Path) -> Path:
+    """The folder of a shipped model by name, or of any that `save` wrote. ValueError if there is none."""
+    folder = HERE / name if (HERE / name / "text.json").exists() else Path(name)
+    if not (folder / "text.json").exists():
+        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} or give a model's folder")
+    return folder
+
+
 def load(name: str | Path, vae: str | Path | None = None) -> Model:
     """A shipped model by name, or any folder that `save` wrote; `vae` names another VAE.
 
     Raises ValueError for an unknown name, a missing file, or one whose hash is not the manifest's.
     """
-    folder = HERE / name if (HERE / name / "text.json").exists() else Path(name)
-    if not (folder / "text.json").exists():
-        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} or give a model's folder")
+    folder = find(name)
     verify(folder)
     text = json.loads((folder / "text.json").read_text())
     noise = Noise(**json.loads((folder / "recipe.json").read_text())["noise"])

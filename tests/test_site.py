@@ -1,0 +1,153 @@
+"""The rendered pages, as files in a real browser: whole, offline, legible, accessible."""
+from html.parser import HTMLParser
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from spatial_circuits.book import render, toc
+
+TOP = Path(__file__).resolve().parents[1]
+BOOK = TOP / "book"
+PAGES = toc(BOOK)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The built book; a warning of the build is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    for file in TOP.glob("_*.yml"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    copytree(TOP / "_static", folder / "_static")
+    copytree(BOOK, folder / "book", ignore=ignore_patterns("*.partial.ipynb", ".*"))
+    return render(folder).parent
+
+
+class Page(HTMLParser):
+    """The links and anchors of an HTML page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.anchors = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.links += [found[key] for key in ("href", "src", "data") if found.get(key)]
+        if tag == "meta" and (found.get("http-equiv") or "").lower() == "refresh":
+            self.links.append(found["content"].partition("url=")[2])
+
+
+def broken(site: Path) -> list[str]:
+    """Links of a folder of HTML pages to a file or an anchor that is not there, as "page -> link"."""
+    read = {path.resolve(): Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+    return [f"{path.name} -> {link}" for path, page in read.items() for link in page.links
+            if not resolves(link, path, read)]
+
+
+def resolves(link: str, path: Path, read: dict[Path, Page]) -> bool:
+    """Whether an internal link leads somewhere; links to other hosts and inline data are not followed."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return True
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if not target.is_file():
+        return False
+    return not parts.fragment or target not in read or unquote(parts.fragment) in read[target].anchors
+
+
+def test_the_link_check_finds_what_is_broken(tmp_path):
+    (tmp_path / "a.html").write_text('<p id="x"><a href="b.html#y"><a href="#x"><a href="#no">'
+                                     '<img src="no.png"><a href="http://no.example"><a href="b.html#no">')
+    (tmp_path / "b.html").write_text('<p id="y"><meta http-equiv="Refresh" content="0; url=no.html">')
+    assert sorted(broken(tmp_path)) == ["a.html -> #no", "a.html -> b.html#no", "a.html -> no.png",
+                                        "b.html -> no.html"]
+
+
+def test_every_page_is_there_and_its_links_resolve(site):
+    assert (site / "index.html").is_file() and all((site / "book" / f"{name}.html").is_file() for name in PAGES)
+    assert broken(site) == []
+
+
+def test_evidence_and_running_are_one_click_from_the_first_page(site):
+    links = {urlsplit(link).path for link in Page(site / "book" / "index.html").links}
+    from spatial_circuits.claims import CLAIMS
+    import re
+    chapters = {re.search(r"\((.*)\.ipynb", c.chapter)[1] for c in CLAIMS if ".ipynb" in c.chapter}
+    assert {f"{c}.html" for c in chapters} | {"how_to.html", "17_explorer.html"} <= links
+
+
+@pytest.fixture(scope="module")
+def visit(chromium, site):
+    """A function page -> (tab, what it complained of): the page read from its file, with the network off."""
+    import axe_playwright_python
+    context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 900}, color_scheme="light")
+    axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+    tab, said = context.new_page(), []
+    tab.on("console", lambda m: said.append(f"console: {m.text}") if m.type == "error" else None)
+    tab.on("pageerror", lambda e: said.append(f"error: {e}"))
+    tab.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(f"request: {r.url}"))
+
+    def go(page: Path):
+        said.clear()
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        tab.goto(page.as_uri())
+        tab.wait_for_function("() => !window.MathJax || !MathJax.startup || document.querySelectorAll('.math').length <= "
+                              "document.querySelectorAll('mjx-container').length")
+        tab.wait_for_function("() => [...document.querySelectorAll('.sc')].every((f) => f.dataset.ready)")
+        tab.evaluate(axe)
+        return tab, said
+    yield go
+    context.close()
+
+
+SERIOUS = """async (rules) => (await axe.run(document, {resultTypes: ["violations"], ...rules})).violations
+  .filter((v) => ["serious", "critical"].includes(v.impact)).map((v) => v.id + ": " + v.nodes.map((n) => n.html.slice(0, 120)).join(" | "))"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
+    tab, said = visit(site / "book" / f"{name}.html")
+    assert said == []
+    assert tab.evaluate("[...document.images].filter((i) => !i.alt.trim() || !i.naturalWidth).map((i) => i.outerHTML.slice(0, 200))") == []
+    assert tab.evaluate("document.querySelectorAll('mjx-merror, .MathJax_Error').length") == 0
+    assert tab.evaluate(SERIOUS, {}) == []
+    for width in (390, 1280):
+        tab.set_viewport_size({"width": width, "height": 844})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
+    tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert tab.evaluate(SERIOUS, {"runOnly": ["color-contrast"]}) == []
+    assert said == []
+
+
+def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
+    import json
+    import re
+    from spatial_circuits import notebooks
+    from spatial_circuits.explorer import unpacked
+    tab, _ = visit(site / "book" / "17_explorer.html")
+    nb = notebooks.load(BOOK / "17_explorer.ipynb")
+    htmls = [o.data["text/html"] for c in nb.cells for o in c.get("outputs", []) if 'class="sc"' in str(o.get("data", {}).get("text/html", ""))]
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', htmls[0], re.S)[1].replace("<\\/", "</"))
+    P, C, S, L, H, R = data["shape"]
+    heads = [h for h in data["conditions"] if h.startswith("without")]
+    assert P >= 16 and C == 2 + len(data["members"]) == 2 + len(heads) and len(htmls) == 2
+    values = unpacked(data["attention"], (*data["shape"], 8, 8))
+    figure = tab.locator(".sc").first
+    figure.get_by_role("combobox", name="Prompt").select_option(index=3)
+    figure.get_by_role("combobox", name="Change").select_option(index=C - 1)
+    figure.get_by_role("radio", name=f"L{L - 1}H{H - 1}").click()
+    figure.get_by_role("slider").fill(str(S - 1))
+    seen = values[3, C - 1, S - 1, L - 1, H - 1, data["role"]]
+    assert f"L{L - 1}H{H - 1}" in figure.locator("output").text_content() and f"mean {seen.mean():.1f} %" in figure.locator("output").text_content()
+    assert f"most {seen.max()} %" in figure.locator("output").text_content()
+
+
+@pytest.mark.parametrize("page", ["index", "17_explorer"])
+def test_a_phone_shows_controls_large_enough_to_touch(visit, site, page):
+    tab, _ = visit(site / "book" / f"{page}.html")
+    tab.set_viewport_size({"width": 390, "height": 844})
+    small = "[...document.querySelectorAll('.sc select, .sc .heads button, .sc .chips button')].map((b) => b.getBoundingClientRect())"
+    assert tab.evaluate(small + ".filter((b) => b.height < 24 || b.width < 24).length") == 0
