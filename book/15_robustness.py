@@ -18,6 +18,7 @@ from IPython.display import Markdown
 
 from spatial_circuits import claims, pretrained
 from spatial_circuits.ablation import effects
+from spatial_circuits.captions import parse
 from spatial_circuits.circuit import shares
 from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
 from spatial_circuits.metrics import METRICS, prompt_set
@@ -218,6 +219,8 @@ restored.round(2)
 # %%
 gain = restored.drop(columns="cost on T0")
 best = gain.mean(axis=1).idxmax()
+readable = [f for f in gain if all(None not in parse(p).shape for p in reworded(prompts[:8], f))]       # a misspelt shape is no shape
+kept = gain.loc["restore", readable].mean()
 free, along = gain.loc["project"], gain.loc["relation"]
 hidden, rewritten = gain.loc["hide"].mean(), gain.loc["drop"].mean()
 listed = lambda row: ", ".join(f"{max(v, 0):.0%} (*{f}*)" for f, v in row.items())
@@ -230,8 +233,9 @@ Markdown(f"""
 - The relation part of the mean shift alone, which claim C15 suggests: {listed(along)}. The whole mean shift:
   {listed(gain.loc['shift'])}. {'The mean shift is not what breaks the sentence; the shift differs from prompt to prompt.'
   if gain.loc['shift'].mean() < 0.5 else 'A constant shift is most of the damage.'}
-- *Restore*, which knows what is said: {listed(gain.loc['restore'])}; on T0 it costs {restored.loc['restore', 'cost on T0']:.2f}. A
-  token's factors, relation and both objects, are {'nearly all' if gain.loc['restore'].mean() > 0.8 else 'not all'} that the model needs of it.
+- *Restore*, which knows what is said: {listed(gain.loc['restore'])}; on T0 it costs {restored.loc['restore', 'cost on T0']:.2f}. It needs a
+  sentence that can be parsed; where both shapes are spelt it brings back {kept:.0%}: a token's factors, relation and both objects, are
+  {'nearly all' if kept > 0.8 else 'not all'} that the model needs of it.
 
 The best on the average is *{best}*.
 """)

@@ -106,12 +106,17 @@ def reads(name: str) -> str:
     turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted" and r["metric"] == "loose" and r["token"] in ("relation", "shape2")}
     return max(turned, key=turned.get) if turned else "relation"
 
+def looking(name: str) -> list:
+    """Relation heads: of the circuit; where the second shape is read, those that the screen of chapter 13 finds on it (p below .05)."""
+    rows = [r for r in claims.read(claims.folder_of(name)).get("factors", {}).get("heads", []) if r["token"] == "shape2" and r["p"] < 0.05]
+    return [(r["layer"], r["head"]) for r in rows[:3]] if reads(name) == "shape2" and rows else heads[name]["relation"]
+
 for name in [n for n in ("rte", "t5-untrained") if full and n not in nets]:
     nets[name] = load(name).fast()
     heads[name] = members(name, nets[name])
     benches[name] = Bench(nets[name], heads[name]["relation"])
 where = {"relation": "from the relation word", "shape2": "from the second shape's word"}
-ways = [mechanism(benches[n], prompts[:8], heads[n], reads(n), f"{n}: {where[reads(n)]}", seed) for n in nets]
+ways = [mechanism(benches[n], prompts[:8], heads[n] | {"relation": looking(n)}, reads(n), f"{n}: {where[reads(n)]}", seed) for n in nets]
 Figure(circuit(ways), "The circuit in five stages, for single prompts, with the model's own maps. Left and right arrow keys go from stage to stage.",
        "Interactive figure: words, relation heads, their tag, object heads, picture, for two mechanisms")
 

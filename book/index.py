@@ -6,9 +6,15 @@
 # pictures of two objects and sentences about them, and then takes them apart until the few attention heads that do the
 # placing are found, tested, and understood.
 #
-# It reproduces, and questions, *Circuit Mechanisms for Spatial Relation Generation in Diffusion Transformers* (Wang,
-# Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338)). The models are small enough to be trained on a laptop, and every
+# It reproduces, and questions, *Circuit Mechanisms for Spatial Relation Generation in Diffusion Transformers*
+# ({cite}`wang2026circuit`, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338)). The models are small enough to be trained on a laptop, and every
 # figure and number on these pages is computed by the cell above it.
+#
+# ```{admonition} Two ways in
+# :class: tip
+# [**Look inside**](17_explorer.ipynb): single pictures, every head, every step, heads switched off, in this browser.
+# [**Run it yourself**](how_to.md): two commands, two CPU cores, no account.
+# ```
 
 # %% tags=["parameters"]
 model: str = "rte"
@@ -47,7 +53,7 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 # objects go astray.
 #
 # Two ways to the same pictures, one in two steps and robust, one in a single step and brittle. Whether our small models
-# agree is recorded in the table below.
+# agree is recorded in the table below; [chapter 16](16_two_mechanisms.ipynb) sets them side by side.
 
 # %% [markdown]
 # ## What is claimed, and what we found
@@ -90,8 +96,12 @@ Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: {', '.
 # 14. [What the token holds](14_factors.ipynb): variance partition, and arithmetic on one token.
 # 15. [Robustness and repair](15_robustness.ipynb): other wordings, why they fail, and how to undo it.
 # 16. [Two mechanisms side by side](16_two_mechanisms.ipynb): the whole study in one table.
+# 17. [Explorer](17_explorer.ipynb): single pictures, to look at and to touch.
 #
 # Each chapter opens with a question and closes with what was established and what was not.
+#
+# Terms are in the [glossary](glossary.md), functions in the [reference](reference.ipynb). To add a word, an encoder or an edit:
+# [change one thing](change_one_thing.ipynb).
 #
 # ## Run it
 #
@@ -100,6 +110,5 @@ Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: {', '.
 # make test    # runs the tests
 # ```
 #
-# Both create a virtual environment at their first run and reuse it later. `make lab` opens the notebooks in JupyterLab,
-# `make book SCALE=smoke` builds a quick variant, and `make train` trains a model of your own. To see the whole study for
-# another model: `spatial-circuits run-book -p model=PATH`.
+# Both create a virtual environment at their first run and reuse it later. [Read, run, extend](how_to.md) has the rest: one notebook,
+# another seed, a whole book about a model of your own.

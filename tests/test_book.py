@@ -270,3 +270,27 @@ def test_a_progress_bar_or_an_address_split_over_chunks_leaves_no_trace():
     cell = nbformat.v4.new_code_cell("x", outputs=chunks)
     nb = notebooks.normalise(nbformat.v4.new_notebook(cells=[cell]))
     assert [(o.name, o.text) for o in nb.cells[0].outputs] == [("stdout", "loss 1\n<A at 0x...>\n")]
+
+
+def test_figures_are_numbered_by_page_and_only_once():
+    html = lambda text: nbformat.v4.new_output("display_data", {"text/html": f"<figure><img><figcaption>{text}</figcaption></figure>"})
+    cells = [nbformat.v4.new_code_cell("x", outputs=[html("one"), html("two")]), nbformat.v4.new_code_cell("y", outputs=[html("three")])]
+    for name, label in (("07_heads", "Figure 7."), ("index", "Figure ")):
+        nb = notebooks.number_figures(notebooks.number_figures(nbformat.v4.new_notebook(cells=cells), name), name)
+        shown = [o.data["text/html"] for c in nb.cells for o in c.outputs]
+        assert shown == [f'<figure id="figure-{i}"><img><figcaption><span class="number">{label}{i}.</span> {text}</figcaption></figure>'
+                         for i, text in enumerate(("one", "two", "three"), 1)]
+
+
+def test_a_whole_book_about_a_model(tmp_path, saved, capsys, monkeypatch):
+    book = make(tmp_path, page="# %% tags=[\"parameters\"]\nmodel: str = \"rte\"\n\n# %%\nprint(model)\n")
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "_static" / "book.css").write_text("")
+    monkeypatch.chdir(saved.parent)
+    assert cli.main(["run-book", "--book", str(book), "--model", saved.name, "--out", str(tmp_path / "out")]) == 0
+    assert printed(tmp_path / "out" / "book" / "page.ipynb") == f"{saved}\n"  # found from wherever the notebook runs
+    assert (tmp_path / "out" / "_static" / "book.css").exists()
+    assert cli.main(["run-book", "--book", str(book), "--model", "minilm"]) == 0
+    assert "_build/variants/model=minilm" in capsys.readouterr().out
+    assert cli.main(["run-book", "--book", str(book), "--model", "minilmm"]) == 2
+    assert "no model 'minilmm'; choose from minilm" in capsys.readouterr().err

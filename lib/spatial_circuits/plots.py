@@ -179,13 +179,17 @@ def token_roles(batches: dict[str, TextBatch]) -> Figure:
 def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: str, *,
           band: tuple[pd.DataFrame, pd.DataFrame] | None = None, levels: dict[str, float] | None = None,
           marks: dict[str, tuple[float, float]] | None = None, height: float = 2.6, **axes_options) -> Figure:
-    """The columns of a frame against its index; several frames, by title, are panels with one y axis.
+    """The columns of a frame against its index; several frames, by title, are panels with the same axes, four in a row.
 
     band: frames of the lower and upper bound of every column. levels: dashed lines by name. marks: a diamond (x, y)
     in the colour of a column. Further options (xscale, ylim, ...) go to `Axes.set`.
     """
     panels = frames if isinstance(frames, dict) else {"": frames}
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), sharey=True, squeeze=False)
+    for ax in axes.flat[len(panels):]:
+        ax.set_axis_off()
     for ax, (title, frame) in zip(axes.flat, panels.items()):
         for i, (name, column) in enumerate(frame.items()):
             color, style = CYCLE[i % len(CYCLE)], ("-", "--", ":")[i // len(CYCLE) % 3]
@@ -203,7 +207,8 @@ def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: s
             ax.set_yticks((0, 0.5, 1, 2, 5, 10), labels=("0", "0.5", "1", "2", "5", "10"))
         if ax.get_xscale() == "linear" and frame.index.max() >= 10_000:
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.flat[0].set_ylabel(ylabel)
+    for line in axes:
+        line[0].set_ylabel(ylabel)
     if len(next(iter(panels.values())).columns) > 1:
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center")
     return figure
