@@ -103,22 +103,23 @@ def visit(chromium, site):
     context.close()
 
 
-SERIOUS = """async (rules) => (await axe.run(document, {resultTypes: ["violations"], ...rules})).violations
+SERIOUS = """async ([spared, rules]) => (await axe.run({exclude: spared}, {resultTypes: ["violations"], preload: false, ...rules})).violations
   .filter((v) => ["serious", "critical"].includes(v.impact)).map((v) => v.id + ": " + v.nodes.map((n) => n.html.slice(0, 120)).join(" | "))"""
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
     tab, said = visit(site / "book" / f"{name}.html")
+    spared = [] if name == "01_dataset" else [".highlight", "mjx-container"]  # alike on all pages, and slow: seen on one
     assert said == []
     assert tab.evaluate("[...document.images].filter((i) => !i.alt.trim() || !i.naturalWidth).map((i) => i.outerHTML.slice(0, 200))") == []
     assert tab.evaluate("document.querySelectorAll('mjx-merror, .MathJax_Error').length") == 0
-    assert tab.evaluate(SERIOUS, {}) == []
+    assert tab.evaluate(SERIOUS, [spared, {}]) == []
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
-    assert tab.evaluate(SERIOUS, {"runOnly": ["color-contrast"]}) == []
+    assert tab.evaluate(SERIOUS, [spared, {"runOnly": ["color-contrast"]}]) == []
     assert said == []
 
 

@@ -26,14 +26,16 @@ def copy_mathjax(app, error: Exception | None) -> None:
             shutil.copy(source / part, target / part)
 
 
-def without_thebe(app, page: str, template: str, context: dict, doctree) -> None:
-    """Take Thebe's scripts and styles out of a page."""
+def tidy(app, page: str, template: str, context: dict, doctree) -> None:
+    """Take Thebe's scripts and styles out of a page, and a list role that a bibliography's entries contradict."""
     for key in ("script_files", "css_files"):
         context[key] = [f for f in context.get(key, []) if "thebe" not in f"{getattr(f, 'filename', f)} {getattr(f, 'attributes', '')}".lower()]
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
 
 
 def setup(app) -> dict:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
-    app.connect("html-page-context", without_thebe, priority=900)
+    app.connect("html-page-context", tidy, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
