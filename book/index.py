@@ -16,7 +16,7 @@
 # [**Run it yourself**](how_to.md): two commands, two CPU cores, no account.
 # ```
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "remove-input"]
 model: str = "rte"
 seed: int = 0
 scale: str = "full"  # smoke | full
@@ -44,16 +44,17 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 #
 # **With random token embeddings**, where a token stands for its word and its place and nothing else, the work is
 # divided. An early *relation head* looks at the relation word. It needs no picture: a patch's own position, compared with
-# the word *above*, tells whether the patch lies in the upper half, and the head marks it accordingly. A later *object
-# head* reads those marks and attends from the marked patches to the word of the shape that belongs there.
+# the word *above*, tells whether the patch lies in the upper half, and the head marks it accordingly (<a href="07_relation_head.html#figure-2">Figure 7.2</a>).
+# A later *object head* reads those marks and attends from the marked patches to the word of the shape that belongs there
+# (<a href="08_object_head.html#figure-1">Figure 8.1</a>; the whole circuit: <a href="11_circuit.html#figure-3">Figure 11.3</a>).
 #
 # **With a pretrained, contextual encoder** such as T5, the words have been mixed before the transformer sees them. The
 # second shape's word already holds the relation, and heads read it there; the relation word itself can be hidden at
-# little cost. This works as well, until the sentence changes slightly: an added *the* shifts that one vector, and the
-# objects go astray.
+# little cost (<a href="13_which_token.html#figure-2">Figure 13.2</a>). This works as well, until the sentence changes slightly: an added *the* shifts that one
+# vector, and the objects go astray (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
 #
 # Two ways to the same pictures, one in two steps and robust, one in a single step and brittle. Whether our small models
-# agree is recorded in the table below; [chapter 16](16_two_mechanisms.ipynb) sets them side by side.
+# agree is recorded in the table below; <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets them side by side.
 
 # %% [markdown]
 # ## What is claimed, and what we found

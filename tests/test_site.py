@@ -79,6 +79,12 @@ def test_evidence_and_running_are_one_click_from_the_first_page(site):
     assert {f"{c}.html" for c in chapters} | {"how_to.html", "17_explorer.html"} <= links
 
 
+def test_a_reference_to_a_figure_says_its_number(site):
+    import re
+    found = [m for page in (site / "book").glob("*.html") for m in re.findall(r'href="(\d*)\w+\.html#figure-(\d+)">Figure ([\d.]+)<', page.read_text())]
+    assert len(found) >= 6 and all(f"{int(page)}.{figure}" == number for page, figure, number in found)
+
+
 @pytest.fixture(scope="module")
 def visit(chromium, site):
     """A function page -> (tab, what it complained of): the page read from its file, with the network off."""

@@ -1,6 +1,8 @@
 """The explorer's widgets, driven without a browser: set a control, read what is shown."""
+import contextlib
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -166,14 +168,20 @@ def lab(tmp_path):
 
 
 def test_in_jupyterlab_a_control_changes_the_picture(chromium, lab):
+    from playwright.sync_api import TimeoutError
     page = chromium.new_page(viewport={"width": 1280, "height": 1400})
     page.goto(lab)
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click(timeout=60_000)
-    page.keyboard.press("Shift+Enter")
+    cell, begun = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first, page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
+    for _ in range(10):                                              # until the kernel is there JupyterLab drops what it is told to run
+        cell.click(timeout=60_000)
+        page.keyboard.press("Control+Enter")
+        with contextlib.suppress(TimeoutError):
+            begun.first.wait_for(timeout=3_000)
+            break
     views = page.locator(".jp-OutputArea img.widget-image, .jp-OutputArea .widget-image img")
     views.nth(4).wait_for(timeout=90_000)
     changed = views.nth(2).get_attribute("src")
     page.locator(".widget-select-multiple select, .jupyter-widgets select[multiple]").first.select_option(["L1H3"])
     page.wait_for_function("([n, old]) => document.querySelectorAll('.jp-OutputArea .widget-image')[n].src !== old", arg=[2, changed], timeout=60_000)
-    assert page.locator("select:disabled").count() == 0
+    page.wait_for_function("document.querySelectorAll('select:disabled, input:disabled').length === 0", timeout=30_000)
     page.close()

@@ -148,9 +148,9 @@ def evidence(folder: Path) -> dict[str, Evidence]:
 
 
 def table(found: dict[str, Evidence]) -> str:
-    """The claims as a Markdown table: number, claim, the paper's figure, ours, status, chapter."""
-    rows = ["| | claim | paper | here | status | chapter |", "|---|---|---|---|---|---|"]
+    """The claims as a Markdown table: number, claim with the paper's figure and ours, status, chapter."""
+    rows = ["| no. | claim, the paper's figure, and ours | here | chapter |", "|---|---|---|---|"]
     for claim in CLAIMS:
         e = found.get(claim.id, Evidence("not yet tested", ""))
-        rows.append(f"| {claim.id} | {claim.text} | {claim.paper} | {e.ours or '–'} | {e.status} | {claim.chapter} |")
+        rows.append(f"| {claim.id} | **{claim.text}.**<br>Paper: {claim.paper}<br>{e.ours or '–'} | {e.status} | {claim.chapter} |")
     return "\n".join(rows)

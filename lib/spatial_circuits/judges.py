@@ -56,7 +56,8 @@ def ramp(screen: dict, synopsis: dict) -> Evidence:
     share, names = 1 - len(rest) / len(best), sorted({r["name"] for r in best.values()})
     curve = synopsis["curves"]["relation"]
     status = "holds" if not rest else "partly" if share >= 0.5 else "does not hold"
-    return Evidence(status, f"cosine at least .9 for {len(best) - len(rest)} of {len(best)} words{f' (but {chr(44).join(rest)})' if rest else ''} at "
+    but = f" (but {', '.join(rest)})" if rest else ""
+    return Evidence(status, f"cosine at least .9 for {len(best) - len(rest)} of {len(best)} words{but} at "
                     f"{', '.join(names)}; {curve['name']} gives the relation {curve['share']['object 1']['relation'][0]:.2f} of its attention at step 0")
 
 
