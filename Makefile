@@ -43,6 +43,7 @@ browser:
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: browser tests will be skipped"
 
 lab: $(READY)
+	@$(BIN)/jupyter trust book/*.ipynb >/dev/null  # else JupyterLab would not run the interactive figures in their outputs
 	$(BIN)/jupyter lab --notebook-dir book $(ARGS)
 
 train: $(READY)

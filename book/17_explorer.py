@@ -48,10 +48,7 @@ benches = {model: Bench(nets[model], heads[model]["relation"])}
 # and step; switch heads off, hide words, write another relation into the picture's stream or into a word. An answer takes
 # about a second.
 #
-# ```{admonition} You are reading a page
-# :class: tip
-# A page has no kernel, so the controls are left out here. The figure below needs none.
-# ```
+# > *Reading a page?* It has no kernel, so the controls are left out. The figure below needs none.
 
 # %% tags=["remove-output"]
 Explorer(model, prompts[0], seed)

@@ -28,7 +28,7 @@ from .scenes import RELATIONS
 from .study import head
 
 KEEP = "as it is"
-SIZE = 176  # px of a picture or map on the screen
+SIZE = 160  # px of a picture or map on the screen
 
 
 def png(pixels: np.ndarray) -> bytes:
