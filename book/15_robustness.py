@@ -256,7 +256,7 @@ Markdown(f"""
   {verdict(moved_along)} here as geometry{'; it has no consequence, since the relation is not read there' if moved_along and not broken else ''}.
 - {f"What breaks {net.name} is {', '.join(f'*{f}* ({worst[f]:.2f})' for f in lost[:5])}." if lost else f"No wording breaks {net.name}."}
 - Without training, tokens rebuilt from their factors bring back {gain.loc['restore'].mean():.0%} of the loss on the average, projecting
-  them on what T0 varied {free.mean():.0%}, taking away the relation part of the mean shift {along.mean():.0%}; costs on T0 are
+  them on what T0 varied {free.mean():.0%}, taking away the relation part of the mean shift {max(0.0, along.mean()):.0%}; costs on T0 are
   {', '.join(f'{restored.loc[m, "cost on T0"]:.2f}' for m in ('restore', 'project', 'relation'))}.
 
 Not established: how a repair would fare without knowing the roles of the tokens, which a parser supplies here; and wordings

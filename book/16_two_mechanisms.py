@@ -71,7 +71,7 @@ Captioned(tables(tokens, "share", columns=2),
 groups = {token: [n for n in names if carrier[n] == token] for token in ("relation", "shape2")}
 contextual = [n for n in names if claims.kind(claims.folder_of(n)) == "contextual"]
 the = {n: first(study[n]["robustness"]["ratio"], condition="T3 the") for n in names}
-Markdown("\n".join(f"- Read from **{'its own word' if token == 'relation' else 'the second shape'}**: " + ", ".join(
+Markdown("\n".join(f"- Read more from **{'its own word' if token == 'relation' else 'the second shape'}**: " + ", ".join(
     f"{n} (exchanged {about(n, token)['exchanged']:.2f}, the other token {about(n, 'shape2' if token == 'relation' else 'relation')['exchanged']:.2f}; *the* leaves "
     f"{the[n]['mean']:.2f} [{the[n]['low']:.2f}, {the[n]['high']:.2f}])" for n in group) + "." for token, group in groups.items() if group))
 
@@ -144,14 +144,13 @@ turned = {n: {token: about(n, token)["exchanged"] for token in ("relation", "sha
 pure = [n for n in names if turned[n][carrier[n]] >= 0.8 and min(turned[n].values()) <= 0.1]
 mixed = [n for n in names if n not in pure]
 broken, spared = [n for n in names if the[n]["mean"] < 0.75], [n for n in names if the[n]["mean"] >= 0.75]
-from_shape, from_word = groups["shape2"], groups["relation"]
-other = [n for n in contextual if n in from_word]
+from_shape, from_word = ([n for n in pure if carrier[n] == token] for token in ("shape2", "relation"))
 siblings = [(n, f"{n}-seed1") for n in contextual if f"{n}-seed1" in contextual]
-split = [(a, b) for a, b in siblings if carrier[a] != carrier[b]]
+split = [(a, b) for a, b in siblings if (carrier[a], a in pure) != (carrier[b], b in pure)]
 listed = lambda values: ", ".join(values) or "none"
 Markdown("\n".join([
-    f"- **Context is {'not enough' if other else 'enough'} to decide.** Of {len(contextual)} contextual models {len(from_shape)} read the relation mainly from the second shape "
-    f"({listed(from_shape)}), {len(other)} from its own word ({listed(other)}).",
+    f"- **Context is {'enough' if set(contextual) <= set(from_shape) else 'not enough'} to decide.** Of {len(contextual)} contextual models these read the relation from the second shape: {listed(n for n in contextual if n in from_shape)}; "
+    f"from its own word: {listed(n for n in contextual if n in from_word)}; in part from each: {listed(n for n in contextual if n in mixed)}.",
     *[f"- **The encoder alone does not decide.** {a} and {b} have one encoder and differ in the seed of training. Exchanging the relation word turns {turned[a]['relation']:.2f} of the pictures in one and "
       f"{turned[b]['relation']:.2f} in the other, exchanging the second shape {turned[a]['shape2']:.2f} and {turned[b]['shape2']:.2f}." for a, b in split],
     f"- **What training makes of it shows after the caption MLP.** The relation's share in the second shape's token there: {listed(f'{n} {v:.0%}' for n, v in share.items() if n in contextual)}; "
@@ -159,7 +158,7 @@ Markdown("\n".join([
     "(For random tokens the share is the length of the phrase.)",
     f"- **Pretraining is not the cause.** t5-untrained, whose weights are random, {'does' if 't5-untrained' in from_shape else 'does not do'} what the paper's T5 does." if "t5-untrained" in names else "",
     f"- **What breaks.** *The* breaks {listed(broken)}, which {'reads' if len(broken) == 1 else 'read'} the relation from {listed(sorted({carrier[n] for n in broken}))}. The others keep at least "
-    f"{min(the[n]['mean'] for n in spared):.2f}" + (f"; {listed(n for n in spared if n in from_shape)} among them, so that reading the second shape does not make a model brittle by itself." if set(spared) & set(from_shape) else "."),
+    f"{min(the[n]['mean'] for n in spared):.2f}" + (f"; {listed(n for n in spared if n in mixed)} among them, which reads both tokens." if set(spared) & set(mixed) else "."),
     f"- **Brittle is not one property.** Of T0, inverted sentences leave {listed(f'{n} {inverted[n]:.2f}' for n in names)}."]))
 
 # %% [markdown]
@@ -172,8 +171,8 @@ Markdown(f"""
    'Only one of the two mechanisms occurs in full among these models.'}
 - {f'{listed(mixed)} {"lies" if len(mixed) == 1 else "lie"} between: both tokens count.' if mixed else 'None lies between.'}
 - {f"With a contextual encoder the outcome depends on the seed of training ({', '.join(f'{a} and {b}' for a, b in split)})." if split else 'Seeds of one encoder agree.'}
-- {f"Where the relation is read limits what can break ({listed(broken)} by *the*), without fixing it ({listed(n for n in spared if n in from_shape)} is not broken)." if broken and set(spared) & set(from_shape) else
-   f"What *the* breaks ({listed(broken)}) goes with the token that is read." if broken else 'None of these models is broken by *the*.'}
+- {f"What *the* breaks ({listed(broken)}) is what reads the second shape alone." if broken and set(broken) == set(from_shape) else
+   f"*The* breaks {listed(broken)}, which does not follow the token that is read." if broken else 'None of these models is broken by *the*.'}
 
 Not established: how often each mechanism is learned (one or two seeds of an encoder say little); and that the share after the caption MLP is
 cause rather than consequence. An encoder whose fusion can be turned up and down, as the deviation of `t5-untrained`'s position biases can,
