@@ -1,6 +1,13 @@
 # %% [markdown]
 # # 1. Dataset
 #
+# <aside class="margin">
+#
+# The task is that of [Wang, Fan and Pan (2026)](bibliography.md#wang2026circuit), whose study this book repeats
+# and extends. What differs from theirs is said where it matters.
+#
+# </aside>
+#
 # **What does a model have to know to place two objects as it is told?** As little as we can arrange: a few flat
 # shapes, two colours, and a sentence that says where the first object lies as seen from the second. Everything else is
 # held constant, so that whatever a network learns about *above* or *left of* it learned from these sentences.

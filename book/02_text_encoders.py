@@ -43,9 +43,10 @@ transformers.logging.disable_progress_bar()
 #
 # * `rte`: **random token embeddings**, one fixed random vector a word, plus a code for its place in the sentence.
 # * `rte-nopos`: the same without the code. Nothing tells it which word came first.
-# * `t5-untrained`: a T5 encoder with random weights. Its tokens look at each other, yet it has learned nothing.
-# * `minilm`: a small pretrained sentence encoder, standing in for the paper's T5-XXL, which needs a download of many
-#   gigabytes. Any T5 or CLIP encoder can be named in its place: `encoder("t5", name="google/t5-v1_1-small")`.
+# * `t5-untrained`: a T5 encoder ([Raffel et al., 2020](bibliography.md#raffel2020t5)) with random weights. Its tokens look at each other, yet
+#   it has learned nothing.
+# * `minilm`: a small pretrained sentence encoder ([Wang et al., 2020](bibliography.md#wang2020minilm)), standing in for the paper's T5-XXL, which
+#   needs a download of many gigabytes. Any T5 or CLIP encoder ([Radford et al., 2021](bibliography.md#radford2021clip)) can be named in its place: `encoder("t5", name="google/t5-v1_1-small")`.
 
 # %%
 names = ["rte", "rte-nopos", "t5-untrained", "minilm"]

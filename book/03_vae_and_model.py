@@ -174,7 +174,15 @@ start and {log['mse'].tail(5).mean():.5f} at the end. The command is `{command}`
 # %% [markdown]
 # ## The transformer
 #
-# The model is PixArt's: diffusers' `PixArtTransformer2DModel`, unchanged. The latent is cut into patches of 2
+# <aside class="margin">
+#
+# PixArt is a DiT ([Peebles and Xie, 2023](bibliography.md#peebles2023dit)) with cross-attention to the caption
+# added to each block. Its authors share one small network for the shifts, scales and gates of all blocks; each
+# block adds its own table.
+#
+# </aside>
+#
+# The model is PixArt's ([Chen et al., 2024](bibliography.md#chen2024pixart)): diffusers' `PixArtTransformer2DModel`, unchanged. The latent is cut into patches of 2
 # x 2, each patch becomes a token, and a fixed two-dimensional position embedding is added. Each block then
 # does
 #

@@ -46,14 +46,14 @@ full = scale == "full"
 #   \text{flow: } \alpha_t = 1 - t,\ \sigma_t = t; \qquad
 #   \text{ddpm: } \alpha_t^2 = \textstyle\prod_{s \le 1000 t} (1 - \beta_s),\ \sigma_t^2 = 1 - \alpha_t^2.$$
 #
-# Along the flow path the natural target is the velocity
+# Along the flow path ([Liu et al., 2023](bibliography.md#liu2023flow)) the natural target is the velocity
 # $v = \mathrm d x_t / \mathrm d t = \varepsilon - x_0$:
 #
 # $$\mathcal L = \mathbb E_{x_0, c, \varepsilon, t}\ \lVert f(x_t, t, c) - v \rVert^2 .$$
 #
 # Predicting $x_0$ instead is the same up to a weight, as $\hat v - v = (x_0 - \hat x_0) / t$. The paper uses
 # the ddpm path and predicts $\varepsilon$. With probability 0.1 the caption is replaced by the null caption,
-# which guidance needs.
+# which guidance needs ([Ho and Salimans, 2022](bibliography.md#ho2022cfg)).
 
 # %%
 Markdown(f"The shipped model follows the path **{noise.path}** and predicts **{noise.prediction}**.")
@@ -244,6 +244,13 @@ recipes = pd.DataFrame({"shipped": flat(shipped), "fast (default)": flat(asdict(
 recipes.astype(str)
 
 # %% [markdown]
+# <aside class="margin">
+#
+# Muon orthogonalises the momentum of each matrix before it takes a step: [Jordan et al.,
+# 2024](bibliography.md#jordan2024muon). Ours is PyTorch's.
+#
+# </aside>
+#
 # `muon_lr` is the rate of Muon, an optimizer that takes steps of equal size in all directions of a matrix; it
 # moves the matrices inside the blocks, AdamW the rest. `ema` averages the weights. The paper's recipe stays
 # available as `spatial-circuits train --recipe paper`.

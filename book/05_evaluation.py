@@ -257,6 +257,13 @@ centre. Numbers of this book are in mode clean unless they say otherwise.
 # %% [markdown]
 # ## Guidance and steps
 #
+# <aside class="margin">
+#
+# The mixture is classifier-free guidance, [Ho and Salimans (2022)](bibliography.md#ho2022cfg); the solver is
+# DPM-Solver++, [Lu et al. (2022)](bibliography.md#lu2022dpmpp).
+#
+# </aside>
+#
 # Samples mix the predictions with and without the caption,
 # $\hat v = \hat v_\varnothing + w (\hat v_c - \hat v_\varnothing)$, over a number of solver steps. Both are
 # the paper's values, not tuned. A small check on fewer prompts:

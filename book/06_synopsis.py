@@ -51,6 +51,14 @@ Captioned(attention_rows({"soft mask": places[0].view(-1, 8, 8)}, CLASSES, "shar
           "Three 8 by 8 masks, object 1, object 2 and background, beside the picture they come from.")
 
 # %% [markdown]
+# <aside class="margin">
+#
+# One map a word, summed over heads and steps, was shown for Stable Diffusion by [Tang et al.
+# (2023)](bibliography.md#tang2023daam). Here heads stay apart, since they are what is looked for, and words
+# become roles, so that prompts can be averaged.
+#
+# </aside>
+#
 # With $A_{ij}$ the attention of image token $i$ to text token $j$,
 #
 # $$\text{sum}_{cr} = \sum_i M_{ci} \sum_{j \in r} A_{ij}, \qquad

@@ -42,6 +42,13 @@ prompts = prompt_set("264")
 # %% [markdown]
 # ## Ramps
 #
+# <aside class="margin">
+#
+# To take a head apart into *where it looks* (QK circuit) and *what it writes* (OV circuit), each a product of
+# two weight matrices, is the view of [Elhage et al. (2021)](bibliography.md#elhage2021mathematical).
+#
+# </aside>
+#
 # The query of image token $i$ from its bare position embedding $P_i$, and the key of a word from its embedding $e$:
 #
 # $$M_i(e) = \frac{(W_q P_i + b_q) \cdot (W_k\,\mathrm{MLP}(e) + b_k)}{\sqrt d}.$$
@@ -279,6 +286,13 @@ average(turned_pairs) + "." if turned else ''}
 """)
 
 # %% [markdown]
+# <aside class="margin">
+#
+# What one head writes changing where a later head looks is *Q-composition* in [Elhage et al.
+# (2021)](bibliography.md#elhage2021mathematical).
+#
+# </aside>
+#
 # A cosine does not say what a vector *means*. For that, ask who reads it. Through the residual stream it moves the query
 # of a later head; PixArt's cross-attention has no norm before it, so that the effect on a logit is exact for the straight
 # path. The question to each later head: does what was written make it prefer shape 1 or shape 2?

@@ -87,6 +87,13 @@ Relation heads: {listed(relation)}; object head: {name(*reader)}. {"".join(looki
 # %% [markdown]
 # ## One head at a time
 #
+# <aside class="margin">
+#
+# Mean ablation over prompts of the same kind is also the choice of [Wang et al.
+# (2023)](bibliography.md#wang2023ioi) for a language model, for the same reason.
+#
+# </aside>
+#
 # The output $z_h$ of a head $h$ is replaced, in the half of the guidance that reads the caption, either by
 # zero or by its mean over all prompts $p$ and noises, place by place and step by step:
 #
@@ -399,6 +406,13 @@ The patterns alone bring {spelled(pattern)} of the relation, the values alone {s
 
 # %% [markdown]
 # ## By which path
+#
+# <aside class="margin">
+#
+# The method is path patching, [Goldowsky-Dill et al. (2023)](bibliography.md#goldowskydill2023path): exchange
+# what passes between two parts and leave every other route as it was.
+#
+# </aside>
 #
 # If the chain is relation heads, then object head, then picture, the relation must reach the object head's
 # *query*. So patch only what the relation heads change in that query and leave everything else: by all paths

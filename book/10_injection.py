@@ -42,6 +42,14 @@ titles = [r.replace("_", " ") for r in RELATIONS]
 # %% [markdown]
 # ## The vectors
 #
+# <aside class="margin">
+#
+# In language models, vectors added to the residual stream at run time are known as activation addition or
+# steering, [Turner et al. (2023)](bibliography.md#turner2023activation). Here the vector is not fitted to an
+# outcome: it is what certain heads write.
+#
+# </aside>
+#
 # The heads are found as in chapter 9: the object head by its attention, the relation heads $H$ by theirs and by
 # being heard by the object head. For relation $r$, with $z_h$ the output of head $h$ and $W_O^h$ its slice of
 # the output projection, the vector is what these heads write, averaged over the prompts of $r$, noises and the

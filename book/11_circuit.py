@@ -6,7 +6,8 @@
 # do the ways of finding them agree?**
 #
 # The paper describes its circuit and does not test it as a whole. The three tests here, *faithful*, *complete*
-# and *minimal*, are those that were applied to a circuit of the language model GPT-2 (IOI).
+# and *minimal*, are those that were applied to a circuit of the language model GPT-2, IOI
+# ([Wang et al., 2023](bibliography.md#wang2023ioi)).
 
 # %% tags=["parameters"]
 model: str = "rte"

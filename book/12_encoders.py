@@ -1,6 +1,13 @@
 # %% [markdown]
 # # 12. Training with other encoders
 #
+# <aside class="margin">
+#
+# [Wang, Fan and Pan (2026)](bibliography.md#wang2026circuit) compare random token embeddings with T5-XXL, in
+# transformers of several sizes.
+#
+# </aside>
+#
 # The paper's experiment is one comparison: the same pictures, the same transformer, the same training, another text encoder.
 # **What changes when only the encoder changes?** Claims C1 (any encoder that knows word order reaches the ceiling), C2
 # (colour, shape, binding, relation are learned in this order), C3 (without word order a bag of words is left) and C4

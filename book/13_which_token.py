@@ -96,6 +96,13 @@ the model that shows where no word tells it a side.
 # %% [markdown]
 # ## A cleaner test: exchange one token
 #
+# <aside class="margin">
+#
+# An *interchange intervention*, [Geiger et al. (2021)](bibliography.md#geiger2021causal): run with one input,
+# with one part set to the value that it has in the run of another.
+#
+# </aside>
+#
 # Hiding a shape's token takes the shape away with the relation, so that little can be said. Better: leave every token in
 # its place, and *exchange* one for the same token of the opposite prompt ("... is below ..."). It is another vector of the
 # same word. Whose relation do the pictures show?

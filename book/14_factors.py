@@ -158,6 +158,13 @@ the correlation is {before:+.2f}. {'The encoder has seen no picture: training th
 # %% [markdown]
 # ## Arithmetic
 #
+# <aside class="margin">
+#
+# That differences of word vectors can be added to other words was seen by [Mikolov et al.
+# (2013)](bibliography.md#mikolov2013linguistic).
+#
+# </aside>
+#
 # Replace one token's embedding by $e - V_\text{old} + k V_\text{new}$ and leave all other tokens, the relation word among them,
 # as they are. $V$ comes from the encoder's output, from prompts that are not changed. Eight targets for each prompt, each
 # $k$; the control gives the relations' vectors wrong names. Pictures are scored against the new relation; the old one

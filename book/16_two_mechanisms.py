@@ -38,6 +38,13 @@ names = names or [n for n in pretrained.names() if needed <= set(study[n])]
 # %% [markdown]
 # ## One table
 #
+# <aside class="margin">
+#
+# The two mechanisms are those of [Wang, Fan and Pan (2026)](bibliography.md#wang2026circuit), who find one for
+# each of two encoders.
+#
+# </aside>
+#
 # *Exchanged*: one token is taken from the opposite prompt, all others stay; share of pictures that show the opposite
 # relation. *Hidden*: no head sees the token; relation right among the pictures with both objects. *Share*: of that token's variance after the
 # caption MLP that the relation explains. *Arithmetic*: the relation's vector exchanged in that token alone, the new relation obeyed.

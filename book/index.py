@@ -7,7 +7,7 @@
 # placing are found, tested, and understood.
 #
 # It reproduces, and questions, *Circuit Mechanisms for Spatial Relation Generation in Diffusion Transformers*
-# (Wang, Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338); [bibliography](bibliography.md)). The models are small enough to be trained on a laptop, and every
+# (Wang, Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338); [bibliography](bibliography.md#wang2026circuit)). The models are small enough to be trained on a laptop, and every
 # figure and number on these pages is computed by the cell above it.
 #
 # > **[Look inside](17_explorer.ipynb)**: single pictures, every head, every step, heads switched off, in this browser.<br>

@@ -85,6 +85,14 @@ def test_a_reference_to_a_figure_says_its_number(site):
     assert len(found) >= 6 and all(f"{int(page)}.{figure}" == number for page, figure, number in found)
 
 
+def test_every_work_in_the_bibliography_is_cited_in_a_chapter(site):
+    import re
+    known = set(re.findall(r"^@\w+{(\w+),", (BOOK / "references.bib").read_text(), re.M))
+    cited = {urlsplit(link).fragment for name in PAGES for link in Page(site / "book" / f"{name}.html").links
+             if urlsplit(link).path == "bibliography.html"} - {""}
+    assert known == cited and known <= Page(site / "book" / "bibliography.html").anchors
+
+
 @pytest.fixture(scope="module")
 def visit(chromium, site):
     """A function page -> (tab, what it complained of): the page read from its file, with the network off."""
@@ -123,7 +131,7 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
     assert tab.evaluate(SERIOUS, [spared, {}]) == []
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width, width
+        tab.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width, timeout=3000)  # the side bars slide into place
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
     assert tab.evaluate(SERIOUS, [spared, {"runOnly": ["color-contrast"]}]) == []
     assert said == []

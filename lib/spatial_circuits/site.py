@@ -1,7 +1,8 @@
 """Site: a Sphinx extension that lets the built book do without any other host.
 
 MathJax is copied into the site from the package sphinx-mathjax-offline, of which only the files used here are taken, and
-the live-code scripts that Jupyter Book adds to every page (Thebe, fetched from a CDN, unused here) are left out.
+the live-code scripts that Jupyter Book adds to every page (Thebe, fetched from a CDN, unused here) are left out. Entries of
+the bibliography can be linked from any page as ``bibliography.md#KEY``, which is a plain link in JupyterLab too.
 """
 import shutil
 from importlib.util import find_spec
@@ -34,8 +35,16 @@ def tidy(app, page: str, template: str, context: dict, doctree) -> None:
         context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
 
 
+def name_entries(app, env) -> None:
+    """Make each BibTeX key an anchor that Markdown links can be checked against; an unknown key is a warning."""
+    keys = env.get_domain("cite").bibdata.data.entries
+    for page in (page for page in env.found_docs if page.endswith("bibliography")):
+        env.metadata[page].setdefault("myst_slugs", {}).update({key: (0, key, key) for key in keys})
+
+
 def setup(app) -> dict:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("html-page-context", tidy, priority=900)
+    app.connect("env-updated", name_entries)
     app.connect("build-finished", copy_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
