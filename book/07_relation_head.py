@@ -491,6 +491,7 @@ def crossing(word: str) -> str:
     return f"the {first} of {word} is first below 0 after {when[first]:,} images" + (", ramp and tag alike" if
         when["tag"] == when["ramp"] else f", its {'ramp' if first == 'tag' else 'tag'} after {max(when.values()):,}")
 
+apart = ramp.index.to_series().diff() if saved else None
 half = {k: c.dropna().gt(0.5).idxmax() for k, c in circuit.items()} if saved else {}
 early = saved and half["ramp of upright words"] < half["loose"]
 both = [w for w in turned if saved and (tag_at[w] < 0).any()]
@@ -499,7 +500,7 @@ changed its sign the other has to follow; which way round a word ends may be an 
 Markdown(f"""
 Half is passed by the mean ramp after {passes(circuit['ramp of upright words'])} images, by the size of the tag
 after {passes(circuit['size of the tag'])}, by *shape* after {passes(circuit['shape'])} and by *loose* after
-{passes(circuit['loose'])} (a snapshot every {ramp.index[0]:,} images). At the first snapshot the ramps have a
+{passes(circuit['loose'])} (snapshots {apart.min():,.0f} to {apart.max():,.0f} images apart). At the first snapshot the ramps have a
 cosine of {circuit['ramp of upright words'].dropna().iloc[0]:.2f} and loose is
 {metrics['loose'].loc[:ramp.index[0]].iloc[-1]:.2f}:
 {"the weights show the ramp before the pictures show the relation" if early else "ramp and relation come together"}.
