@@ -154,13 +154,16 @@ passed["ratio"] = passed["authors' micro"] / passed["this run"]
 passed.map("{:,.0f}".format)
 
 # %%
-stages = passed["this run"].dropna().sort_values()
-order_passed = ", ".join(f"{name.replace('_', ' ')} ({images:,.0f})" for name, images in stages.items())
+def order_passed(curves: pd.DataFrame) -> str:
+    """The metrics that pass .5, in their order, with the images it took."""
+    passed = curves[authors.index].apply(crossing).dropna().sort_values()
+    return ", ".join(f"{name.replace('_', ' ')} ({images:,.0f})" for name, images in passed.items())
+
 given = scored[scored["unique_binding"] >= 0.1]
 ratio = given["loose"] / given["unique_binding"]
 plateau = authors["loose"] - authors["unique_binding"]
 Markdown(f"""
-The order in which .5 is passed is {order_passed}. A picture counts as *loose* only if its binding is right,
+The order in which .5 is passed is {order_passed(curves)}. A picture counts as *loose* only if its binding is right,
 so look at their ratio. When binding is first above .1 (after {given.index[0]:,} images),
 {ratio.iloc[0]:.0%} of the pictures with the right objects also have the right relation, and never fewer than
 {ratio.min():.0%} after that; a bag of words would have 50 %. The authors' model rests for {plateau:,} images
@@ -198,12 +201,12 @@ levels depend on it. Speed: {speed.median():.0f} images/s in the median of the l
 # wrong, each line a noise level.
 
 # %%
-def gain_over_training(kind: str) -> pd.DataFrame:
-    """The relative text gain of one kind, images seen x noise level."""
-    rows = {n: {t: g / r["error"][t] for t, g in r[kind].items()} for n, r in scored["text_gain"].items()}
+def gain_over_training(run: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The relative text gain of one kind in a run, images seen x noise level."""
+    rows = {n: {t: g / r["error"][t] for t, g in r[kind].items()} for n, r in run["text_gain"].items()}
     return pd.DataFrame(rows).T.add_prefix("t = ")
 
-probed = {kind: gain_over_training(kind) for kind in ("shape", "binding", "axis", "order")}
+probed = {kind: gain_over_training(scored, kind) for kind in ("shape", "binding", "axis", "order")}
 Captioned(lines(probed, "images seen", "gain", yscale="symlog"),
           "Relative rise of the error under a wrong caption during training, by noise level.")
 
@@ -316,26 +319,30 @@ Captioned(lines(metrics, "images seen", "share of pictures", ylim=(-0.02, 1.02))
           f"Sampled accuracy of the runs tried, and of {Path(model).name}.")
 
 # %%
-used = {kind: pd.DataFrame({name: run["text_gain"].map(lambda g: g[kind]["0.9"] / g["error"]["0.9"])
-                            for name, run in runs.items()}) for kind in ("axis", "order")}
+used = {kind: pd.DataFrame({name: gain_over_training(run, kind)["t = 0.9"] for name, run in runs.items()})
+        for kind in ("axis", "order")}
 Captioned(lines(used, "images seen", "gain at t = 0.9"),
           f"Use of the relation in the runs tried, and in {Path(model).name}: axis and order.")
 
 # %%
+def outcome(name: str) -> str:
+    """What a run reached, as an item of a list."""
+    end, axis, order = runs[name].iloc[-1], used["axis"][name].dropna(), used["order"][name].dropna()
+    return f"""- *{name}* passes .5 in {order_passed(runs[name])}. At the end it binds colours to shapes in
+  {end['unique_binding']:.2f} of the pictures and has the relation in {end['loose']:.2f}. Its gain from the axis is
+  {axis.iloc[-1]:.2f}, from the order {order.iloc[-1]:.3f}, at most {order.max():.3f} at any time."""
+
 words = summarise(chance(prompt_set("264")[:132], 4).query("baseline == 'bag_of_words'"))["mean"]
 unbiased = [name for name in runs if name.startswith("no bias")]
-reached = {name: runs[name][list(steps)].apply(crossing).dropna().sort_values() for name in unbiased}
-report = "\n".join(f"""- *{name}* passes .5 of {", ".join(f"{m} after {v:,.0f} images" for m, v in reached[name].items())}. At the
-  end it binds colours to shapes in {runs[name]['unique_binding'].iloc[-1]:.2f} of the pictures and has the relation in {runs[name]['loose'].iloc[-1]:.2f}.
-  Its gain from the axis is {used['axis'][name].dropna().iloc[-1]:.2f}, from the order {used['order'][name].dropna().iloc[-1]:.3f}, at most {used['order'][name].max():.3f} at any time."""
-                   for name in unbiased)
+report = "\n".join(map(outcome, unbiased))
 Markdown(f"""
-The {len(unbiased)} runs without the bias differ from the shipped one in nothing else but the seed of the second:
+The {len(unbiased)} runs without the bias differ from the shipped `rte` in nothing else but the seed of the second:
 
 {report}
 
-Readers who know the words and not their order bind in {words['unique_binding']:.2f} and have the relation in {words['loose']:.2f}. It looks like
-the plateau on which the authors' models rest before they learn the relation, and the runs end on it.
+Readers who know the words and not their order bind in {words['unique_binding']:.2f} and have the relation in
+{words['loose']:.2f}. It looks like the plateau on which the authors' models rest before they learn the relation, and
+the runs end on it.
 """)
 
 # %% [markdown]
@@ -358,4 +365,5 @@ the plateau on which the authors' models rest before they learn the relation, an
 # - Training is a pure function of recipe and seed: stopped and resumed, it arrives at the same weights.
 #
 # Not established: which of the other changes from the paper's recipe matter, when the relation would come without
-# the bias, and whether the circuit that the bias leads to is the one that the authors' models find without it. Later chapters look into the weights.
+# the bias, and whether the circuit that the bias leads to is the one that the authors' models find without it.
+# Later chapters look into the weights.

@@ -106,8 +106,8 @@ Markdown(f"""
 Pictures until each score first reaches .5. Colour, shape, binding, relation come in this order in {len(last)} of {len(able)} models, but in
 {len(together)} of {len(able)} the relation comes together with the binding: once both objects are there, they are in the right places. In the paper
 the relation came last by far. Our training captions mention the upper or left object first at the beginning ([chapter 4](04_training.ipynb)), which makes word order
-useful early. That makes the difference: without it, in two runs of the same recipe, colours and shapes come first, as in the paper, and binding
-and relation are still those of a bag of words at the end.
+useful early. That makes the difference: in the runs without it, at the end of that chapter, colours and shapes come first, as in the paper,
+and binding and relation are still those of a bag of words at the end.
 """)
 
 # %% [markdown]
