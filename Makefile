@@ -10,18 +10,18 @@ ARGS    ?=
 
 BIN   := .venv/bin
 READY := .venv/.ready
-SITE  := $(if $(SCALE),_build/$(SCALE),.)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browser lab train bench clean
+.PHONY: help book refresh test browser lab train bench clean
 
 help:
-	@echo "make book   run every notebook, then build _build/html/index.html  (SCALE=smoke: a quick variant)"
-	@echo "make test   run the tests                                          (ARGS='-k scenes -x')"
-	@echo "make lab    open the notebooks in JupyterLab"
-	@echo "make train  train a model                                          (ENCODER=rte ARGS='...')"
-	@echo "make bench  run the benchmarks"
-	@echo "make clean  remove built pages and caches; .venv stays"
+	@echo "make book     run every notebook in _build, then build _build/html/index.html  (SCALE=smoke: a quick variant)"
+	@echo "make refresh  run every notebook and keep its outputs in book/"
+	@echo "make test     run the tests                                                    (ARGS='-k scenes -x')"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make train    train a model                                                    (ENCODER=rte ARGS='...')"
+	@echo "make bench    run the benchmarks"
+	@echo "make clean    remove built pages and caches, encoded scenes too; .venv stays"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,9 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 book: $(READY)
-	$(BIN)/spatial-circuits run-book --jobs $(JOBS) $(if $(SCALE),--scale $(SCALE) --out $(SITE))
-	$(BIN)/jupyter-book build $(SITE) -W -n --keep-going
-	@echo "Open $(SITE)/_build/html/index.html"
+	$(BIN)/spatial-circuits run-book --jobs $(JOBS) --render $(if $(SCALE),--scale $(SCALE) --out _build/$(SCALE))
+
+refresh: $(READY)
+	$(BIN)/spatial-circuits run-book --jobs $(JOBS) --in-place
 
 test: $(READY) browser
 	$(BIN)/python -m pytest $(ARGS)
@@ -52,6 +53,9 @@ train: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)
 
+SCENES = $${SPATIAL_CIRCUITS_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/spatial-circuits}
+
 clean:
+	rm -f "$(SCENES)"/scenes-*.f16 "$(SCENES)"/scenes-*.json
 	rm -rf _build .pytest_cache .benchmarks .hypothesis .coverage book/*.partial.ipynb book/.ipynb_checkpoints
 	find lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +

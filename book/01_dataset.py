@@ -30,11 +30,27 @@ import torch
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from spatial_circuits import plots
-from spatial_circuits.captions import PHRASE_RELATION, PHRASES, all_captions, captions
-from spatial_circuits.claims import folder_of, history
-from spatial_circuits.render import BACKGROUND, Scene, export, render
-from spatial_circuits.scenes import ALIGN, COLORS, GAP, JITTER, RADIUS, RELATIONS, SHAPES, SIZE, sample
+from spatial_circuits.book.data_figures import PRESET_COLORS, density, separations
+from spatial_circuits.book.figures import Captioned, bars, grid
+from spatial_circuits.claims.claims import folder_of, history
+from spatial_circuits.data.captions import (
+    PHRASE_RELATION,
+    PHRASES,
+    all_captions,
+    captions,
+)
+from spatial_circuits.data.render import BACKGROUND, Scene, export, render
+from spatial_circuits.data.scenes import (
+    ALIGN,
+    COLORS,
+    GAP,
+    JITTER,
+    RADIUS,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    sample_scenes,
+)
 
 count = {"smoke": 400, "full": 20_000}[scale]
 
@@ -45,24 +61,28 @@ count = {"smoke": 400, "full": 20_000}[scale]
 # each object whether its colour is spoken. It draws itself and says its caption.
 
 # %%
-scene = Scene(sample(torch.tensor([7]), seed))
+scene = Scene(sample_scenes(torch.tensor([7]), seed))
 print(scene.caption)
 scene
 
 # %% tags=["remove-input"]
-Markdown(f"""The picture is {SIZE} pixels wide. There are {len(SHAPES)} shapes ({", ".join(SHAPES)}), of radius {RADIUS}
-pixels, and {len(COLORS)} colours on a grey ground; the two objects of a scene never share a shape or a colour. Edges are
-anti-aliased, which the paper's are not. A sentence always names both shapes; each colour
-word is kept or dropped by the toss of a coin, so that the model cannot do without either kind of word. With
-{len(RELATIONS)} relations in {len(PHRASES)} wordings, this makes {len(set(all_captions())):,} different captions.""")
+Markdown(f"""The picture is {SIZE} pixels wide. There are {len(SHAPES)} shapes
+({", ".join(SHAPES)}), of radius {RADIUS} pixels, and {len(COLORS)} colours on a grey
+ground; the two objects of a scene never share a shape or a colour. Edges are
+anti-aliased, which the paper's are not. A sentence always names both shapes; each
+colour word is kept or dropped by the toss of a coin, so that the model cannot do
+without either kind of word. With {len(RELATIONS)} relations in {len(PHRASES)} wordings,
+this makes {len(set(all_captions())):,} different captions.""")
 
 # %%
-scenes = sample(torch.arange(15), seed)
-plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=5),
-                "The first scenes of the stream, each under its caption. Colours are spoken in some captions only.")
+scenes = sample_scenes(torch.arange(15), seed)
+Captioned(grid(render(scenes), captions(scenes), columns=5),
+                "The first scenes of the stream, each under its caption. Colours are "
+                "spoken in some captions only.")
 
 # %%
-wordings = pd.DataFrame({"relation": [RELATIONS[r].replace("_", " ") for r in PHRASE_RELATION], "phrase": PHRASES})
+named = [RELATIONS[r].replace("_", " ") for r in PHRASE_RELATION]
+wordings = pd.DataFrame({"relation": named, "phrase": PHRASES})
 wordings.groupby("relation", sort=False)["phrase"].agg(" · ".join).to_frame()
 
 # %% [markdown]
@@ -82,22 +102,27 @@ wordings.groupby("relation", sort=False)["phrase"].agg(" · ".join).to_frame()
 #   names the objects keep a minimum distance; along the other they are aligned up to a small jitter.
 
 # %%
-presets = {name: sample(torch.arange(count), seed, name) for name in ("clean", "paper")}
-share = pd.DataFrame({name: torch.bincount(s.relation, minlength=8).numpy() / count for name, s in presets.items()},
-                     index=RELATIONS)
+presets = {name: sample_scenes(torch.arange(count), seed, name)
+           for name in ("clean", "paper")}
+share = pd.DataFrame({name: torch.bincount(s.relation, minlength=8).numpy() / count
+                      for name, s in presets.items()}, index=RELATIONS)
 error = 1.96 * (share * (1 - share) / count) ** 0.5
-plots.Captioned(plots.bars(share, share - error, share + error, "share of the scenes", plots.PRESET_COLORS),
-                "How often each relation occurs, with 95 % intervals. Clean: all alike. Paper: mostly diagonal.")
+Captioned(bars(share, share - error, share + error, "share of the scenes",
+                           PRESET_COLORS),
+                "How often each relation occurs, with 95 % intervals. Clean: all "
+                "alike. Paper: mostly diagonal.")
 
 # %% tags=["nbval-check-output"]
 share.round(4)
 
 # %% tags=["remove-input"]
 diagonal = share.iloc[4:].sum()
-Markdown(f"""The threshold is {ALIGN} pixels. In the paper's distribution {diagonal["paper"]:.1%} of {count:,} scenes are
-diagonal, and each of the other four relations appears in about {share["paper"].iloc[:4].mean():.1%}; in the clean one
-the diagonals take {diagonal["clean"]:.1%}. A model trained on the former meets *left of* a good deal less often than a
-phrase such as *to the upper left of*, and a single accuracy over both hides it.""")
+Markdown(f"""The threshold is {ALIGN} pixels. In the paper's distribution
+{diagonal["paper"]:.1%} of {count:,} scenes are diagonal, and each of the other four
+relations appears in about {share["paper"].iloc[:4].mean():.1%}; in the clean one the
+diagonals take {diagonal["clean"]:.1%}. A model trained on the former meets *left of* a
+good deal less often than a phrase such as *to the upper left of*, and a single accuracy
+over both hides it.""")
 
 # %% [markdown]
 # ## How far apart, and how often one on the other
@@ -108,43 +133,55 @@ phrase such as *to the upper left of*, and a single accuracy over both hides it.
 # %%
 def painted(scenes):
     """Pixels that are not background, per scene [B]."""
-    return torch.cat([(render(scenes[i:i + 500], antialias=False) != BACKGROUND).any(1).sum((1, 2))
-                      for i in range(0, len(scenes), 500)])
+    drawn = (render(scenes[i:i + 500], antialias=False)
+             for i in range(0, len(scenes), 500))
+    return torch.cat([(x != BACKGROUND).any(1).sum((1, 2)) for x in drawn])
 
 apart = torch.tensor([[32, 32], [96, 96]])  # [object, axis] px
 some = {name: s[:count // 5] for name, s in presets.items()}
-hidden = {name: painted(s.replace(xy=apart.expand_as(s.xy))) - painted(s) for name, s in some.items()}
-overlap = pd.Series({name: (h > 0).double().mean().item() for name, h in hidden.items()})
+hidden = {name: painted(s.replace(xy=apart.expand_as(s.xy))) - painted(s)
+          for name, s in some.items()}
+overlap = pd.Series({name: (h > 0).double().mean().item()
+                     for name, h in hidden.items()})
 
 # %%
-plots.Captioned(plots.separations(presets), "Distances of the two centroids. Left: along an axis that the relation names, "
-                "clean scenes keep a gap. Right: along an axis that it does not name, they are nearly aligned.")
+Captioned(separations(presets),
+                "Distances of the two centroids. Left: along an axis that the relation "
+                "names, clean scenes keep a gap. Right: along an axis that it does not "
+                "name, they are nearly aligned.")
 
 # %% tags=["remove-input"]
 half = 1.96 * (overlap["paper"] * (1 - overlap["paper"]) / len(some["paper"])) ** 0.5
-Markdown(f"""With the paper's preset {overlap["paper"]:.1%} (± {half:.1%}) of the pictures have overlapping objects, with
-the clean one {overlap["clean"]:.1%}: there the objects lie at least {GAP} pixels apart along each named axis, and within
-{JITTER} along the other, well inside the threshold of {ALIGN}. This matters beyond taste. A detector cannot recognise a
-shape that is half hidden, so that **even the training pictures of the paper fail a part of its test**, and a trained model
-can look perfect while it fails as often as they do. Chapter 5 measures that ceiling.""")
+Markdown(f"""With the paper's preset {overlap["paper"]:.1%} (± {half:.1%}) of the
+pictures have overlapping objects, with the clean one {overlap["clean"]:.1%}: there the
+objects lie at least {GAP} pixels apart along each named axis, and within {JITTER} along
+the other, well inside the threshold of {ALIGN}. This matters beyond taste. A detector
+cannot recognise a shape that is half hidden, so that **even the training pictures of
+the paper fail a part of its test**, and a trained model can look perfect while it fails
+as often as they do. Chapter 5 measures that ceiling.""")
 
 # %%
-plots.Captioned(plots.density(presets), "Where object 1 and object 2 lie, by relation; darker is more frequent. Clean scenes "
-                "of a cardinal relation use the whole width of the axis they do not name.")
+Captioned(density(presets),
+                "Where object 1 and object 2 lie, by relation; darker is more "
+                "frequent. Clean scenes of a cardinal relation use the whole width of "
+                "the axis they do not name.")
 
 # %%
 def guessed(scenes, side=16):
-    """Share of the scenes whose relation is the most frequent one of the cell in which object 1 lies."""
-    cell = (scenes.xy[:, 0] // side * torch.tensor([1, SIZE // side])).sum(1)         # [B]
-    return torch.bincount(cell * 8 + scenes.relation, minlength=8 * 64).view(-1, 8).max(1)[0].sum().item() / len(scenes)
+    """Share of the scenes whose relation is the most frequent of object 1's cell."""
+    cell = (scenes.xy[:, 0] // side * torch.tensor([1, SIZE // side])).sum(1)  # [B]
+    counts = torch.bincount(cell * 8 + scenes.relation, minlength=8 * 64).view(-1, 8)
+    return counts.max(1)[0].sum().item() / len(scenes)
 
 alone = {name: guessed(s) for name, s in presets.items()}
 
 # %% tags=["remove-input"]
-Markdown(f"""The place of one object hints at the relation without settling it: what is *above* something cannot lie at
-the bottom. Knowing only in which of 8 × 8 cells object 1 lies, the best guess is right in {alone["clean"]:.0%} of the clean
-scenes and {alone["paper"]:.0%} of the paper's, where guessing the most frequent relation gives {share["clean"].max():.0%} and
-{share["paper"].max():.0%}. The rest takes both places together.""")
+Markdown(f"""The place of one object hints at the relation without settling it: what is
+*above* something cannot lie at the bottom. Knowing only in which of 8 × 8 cells object
+1 lies, the best guess is right in {alone["clean"]:.0%} of the clean scenes and
+{alone["paper"]:.0%} of the paper's, where guessing the most frequent relation gives
+{share["clean"].max():.0%} and {share["paper"].max():.0%}. The rest takes both places
+together.""")
 
 # %% [markdown]
 # ## A stream, not a set of files
@@ -154,26 +191,30 @@ scenes and {alone["paper"]:.0%} of the paper's, where guessing the most frequent
 # anywhere, and is the same for every batch size.
 
 # %%
-whole, part = sample(torch.arange(1000), seed), sample(torch.arange(700, 710), seed)
-other = sample(torch.arange(1000), seed + 1)
-same = torch.equal(render(whole[700:710]), render(part)) and captions(whole[700:710]) == captions(part)
+whole = sample_scenes(torch.arange(1000), seed)
+part = sample_scenes(torch.arange(700, 710), seed)
+other = sample_scenes(torch.arange(1000), seed + 1)
+same = (torch.equal(render(whole[700:710]), render(part))
+        and captions(whole[700:710]) == captions(part))
 shared = (whole.xy == other.xy).all(2).all(1).float().mean().item()
 
 # %%
 start = time.perf_counter()
 for first in tqdm(range(0, count // 2, 200)):
-    batch = sample(torch.arange(first, first + 200), seed)
+    batch = sample_scenes(torch.arange(first, first + 200), seed)
     render(batch), captions(batch)
 speed = count // 2 / (time.perf_counter() - start)
 
 # %% tags=["remove-input"]
 log = [r for r in history(folder_of(model)) if "images_per_s" in r]
 pace = pd.Series([r["images_per_s"] for r in log]).median()
-used = f"The training of the shipped model took in {pace:,.0f} images per second." if log else ""
-Markdown(f"""Scenes 700 to 709, drawn alone and drawn within a thousand, are {"the same" if same else "**not the same**"}
-to the last pixel and letter. Another seed gives other scenes: {shared:.1%} of the first thousand have their objects at
-the same places. On {torch.get_num_threads()} thread(s) this run drew and captioned **{speed:,.0f} images per second**.
-{used} Nothing has to be stored.""")
+used = (f"The training of the shipped model took in {pace:,.0f} images per second."
+        if log else "")
+Markdown(f"""Scenes 700 to 709, drawn alone and drawn within a thousand, are
+{"the same" if same else "**not the same**"} to the last pixel and letter. Another seed
+gives other scenes: {shared:.1%} of the first thousand have their objects at the same
+places. On {torch.get_num_threads()} thread(s) this run drew and captioned
+**{speed:,.0f} images per second**. {used} Nothing has to be stored.""")
 
 # %% [markdown]
 # Nothing has to, but it can: `export` writes pictures and a `metadata.jsonl` that other tools read, for instance
@@ -181,20 +222,23 @@ the same places. On {torch.get_num_threads()} thread(s) this run drew and captio
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    written = export(sample(torch.arange(3), seed), Path(folder, "scenes"))
+    written = export(sample_scenes(torch.arange(3), seed), Path(folder, "scenes"))
     print(*sorted(p.name for p in written.iterdir()), sep="\n")
     print((written / "metadata.jsonl").read_text())
 
 # %% tags=["remove-input"]
-seen = f"The shipped model `{model}` has seen {log[-1]['images']:,} of them." if log else ""
+seen = (f"The shipped model `{model}` has seen {log[-1]['images']:,} of them."
+        if log else "")
 Markdown(f"""## What was established
 
-* The task is small and fully specified: {len(set(all_captions())):,} captions, {len(RELATIONS)} relations, one rule
-  with a threshold of {ALIGN} pixels. {seen}
-* In the paper's distribution {diagonal["paper"]:.0%} of the relations are diagonal and {overlap["paper"]:.0%} of the
-  pictures overlap. The clean preset has neither property; this book trains on it and says so wherever a score is
-  compared with the paper's.
-* The stream is a function of seed and index alone: endless, resumable, and never stored.
+* The task is small and fully specified: {len(set(all_captions())):,} captions,
+  {len(RELATIONS)} relations, one rule with a threshold of {ALIGN} pixels. {seen}
+* In the paper's distribution {diagonal["paper"]:.0%} of the relations are diagonal and
+  {overlap["paper"]:.0%} of the pictures overlap. The clean preset has neither property;
+  this book trains on it and says so wherever a score is compared with the paper's.
+* The stream is a function of seed and index alone: endless, resumable, and never
+  stored.
 
-What this chapter does not show: that a model needs the sentence at all. Pictures alone could teach it what scenes look
-like. Chapter 4 compares the loss under a right and a wrong caption.""")
+What this chapter does not show: that a model needs the sentence at all. Pictures alone
+could teach it what scenes look like. Chapter 4 compares the loss under a right and a
+wrong caption.""")

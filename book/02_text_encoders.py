@@ -23,13 +23,24 @@ import transformers
 from IPython.display import Markdown
 from tqdm import tqdm
 
-from spatial_circuits import plots
-from spatial_circuits.captions import RELATIONS, captions
-from spatial_circuits.claims import folder_of
-from spatial_circuits.geometry import (CAPTION_POSITIONS, corpus, cosines, displacement, edits, of_role,
-                                       place_of_role, position_parts, probe)
-from spatial_circuits.scenes import sample
-from spatial_circuits.text import NORM, RandomTokenEncoder, encoder, sinusoid
+from spatial_circuits.analyses.embeddings import (
+    CAPTION_POSITIONS,
+    corpus,
+    cosines,
+    displacement,
+    linear_probe,
+    position_parts,
+    retellings,
+)
+from spatial_circuits.book.data_figures import token_roles
+from spatial_circuits.book.figures import ENCODER_COLORS, Captioned, bars, heatmaps
+from spatial_circuits.claims.claims import folder_of
+from spatial_circuits.data.captions import RELATIONS, captions
+from spatial_circuits.data.scenes import sample_scenes
+from spatial_circuits.text.batch import NORM
+from spatial_circuits.text.encoders import encoder
+from spatial_circuits.text.random_tokens import RandomTokenEncoder, sinusoid
+from spatial_circuits.text.roles import of_role, token_of_role
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -50,16 +61,20 @@ transformers.logging.disable_progress_bar()
 
 # %%
 names = ["rte", "rte-nopos", "t5-untrained", "minilm"]
-trained = folder_of(model) / "text.json"  # options of the encoder that the shipped model was trained with
-text = json.loads(trained.read_text()) if trained.exists() else {"name": "rte", "options": {}}
-encoders = {name: encoder(name, **(text["options"] if name == text["name"] else {})) for name in tqdm(names)}
+# options of the encoder that the shipped model was trained with
+trained = folder_of(model) / "text.json"
+text = (json.loads(trained.read_text()) if trained.exists()
+        else {"name": "rte", "options": {}})
+encoders = {name: encoder(name, **(text["options"] if name == text["name"] else {}))
+            for name in tqdm(names)}
 rte = encoders["rte"]
 
 # %%
 prompt = "red triangle is diagonally up and left from blue square"
 shown = {name: encoders[name].encode([prompt]) for name in names}
-plots.Captioned(plots.token_roles(shown), "One prompt as four encoders see it, coloured by role. MiniLM adds a start token and "
-                "splits a word in two; the roles stay with the words.")
+Captioned(token_roles(shown),
+                "One prompt as four encoders see it, coloured by role. MiniLM adds a "
+                "start token and splits a word in two; the roles stay with the words.")
 
 # %%
 try:
@@ -86,13 +101,15 @@ except ValueError as error:
 words = list(rte.vocabulary[2:])
 word_cosines = cosines(rte.table[2:])
 off = word_cosines[~torch.eye(len(words), dtype=torch.bool)]
-plots.Captioned(plots.heatmaps({"words of the random table": word_cosines}, words),
-                "Cosines between the word vectors: nothing but noise off the diagonal, so no word is related to another.")
+Captioned(heatmaps({"words of the random table": word_cosines}, words),
+                "Cosines between the word vectors: nothing but noise off the diagonal, "
+                "so no word is related to another.")
 
 # %% tags=["remove-input"]
-Markdown(f"""The {len(words)} words live in {rte.dim} dimensions. Every vector has norm {rte.table.norm(dim=1).mean():.1f},
-the paper's choice to match T5. Cosines between different words scatter around {off.mean():.3f} with standard deviation
-{off.std():.3f}, where $1/\\sqrt{{D}}$ = {rte.dim ** -0.5:.3f}; the largest is {off.max():.2f}.""")
+Markdown(f"""The {len(words)} words live in {rte.dim} dimensions. Every vector has norm
+{rte.table.norm(dim=1).mean():.1f}, the paper's choice to match T5. Cosines between
+different words scatter around {off.mean():.3f} with standard deviation {off.std():.3f},
+where $1/\\sqrt{{D}}$ = {rte.dim ** -0.5:.3f}; the largest is {off.max():.2f}.""")
 
 # %% [markdown]
 # ## The position code is a weak signal
@@ -107,30 +124,40 @@ the paper's choice to match T5. Cosines between different words scatter around {
 # one most dimensions hardly move over the length of a caption.
 
 # %%
-default = {name: p.default for name, p in inspect.signature(RandomTokenEncoder).parameters.items()}
+declared = inspect.signature(RandomTokenEncoder).parameters
+default = {name: p.default for name, p in declared.items()}
 base, center = (({**default, **text["options"]})[name] for name in ("base", "center"))
-codes = {"base 10,000 (paper)": sinusoid(20, rte.dim, 10_000), "base 100": sinusoid(20, rte.dim, 100),
+codes = {"base 10,000 (paper)": sinusoid(20, rte.dim, 10_000),
+         "base 100": sinusoid(20, rte.dim, 100),
          "base 100, centred": sinusoid(20, rte.dim, 100, center=True)}
-plots.Captioned(plots.heatmaps({name: cosines(code[:CAPTION_POSITIONS]) for name, code in codes.items()},
+Captioned(heatmaps({name: cosines(code[:CAPTION_POSITIONS])
+                                for name, code in codes.items()},
                                range(CAPTION_POSITIONS)),
-                "Cosines between the position codes of the places in a caption. The paper's code is nearly the same "
-                "vector everywhere; a shorter base and a centred code tell the places apart.")
+                "Cosines between the position codes of the places in a caption. The "
+                "paper's code is nearly the same vector everywhere; a shorter base and "
+                "a centred code tell the places apart.")
 
 # %% tags=["nbval-check-output"]
-parts = pd.DataFrame({name: position_parts(code) for name, code in (codes | {f"`{model}` here": rte.position}).items()}).T
+compared = codes | {f"`{model}` here": rte.position}
+parts = pd.DataFrame({name: position_parts(code) for name, code in compared.items()}).T
 parts.round(2)
 
 # %% tags=["remove-input"]
 paper, ours = parts.iloc[0], parts.iloc[-1]
-relative = f"with base {base:,.0f}" + (" and its mean removed" if center else ", added as it is")
-changed = "the paper's own code" if (base, center) == (10_000, False) else "**not the paper's code**: it was changed so that order is easier to learn"
-Markdown(f"""Of the paper's code, with norm {paper["norm"]:.1f}, a part of norm {paper["common"]:.1f} is common to all places
-and only {paper["specific"]:.1f} depends on the place: {paper["share"]:.0%} of the squared norm. Neighbouring places have
-cosine {paper["neighbour"]:.2f}. Against a word of norm {NORM}, which word it is weighs
-{(NORM / paper["specific"]) ** 2:.1f} times as much, in squared norm, as where it stands.
+treated = " and its mean removed" if center else ", added as it is"
+relative = f"with base {base:,.0f}{treated}"
+own = "**not the paper's code**: it was changed so that order is easier to learn"
+changed = "the paper's own code" if (base, center) == (10_000, False) else own
+Markdown(f"""Of the paper's code, with norm {paper["norm"]:.1f}, a part of norm
+{paper["common"]:.1f} is common to all places and only {paper["specific"]:.1f} depends
+on the place: {paper["share"]:.0%} of the squared norm. Neighbouring places have cosine
+{paper["neighbour"]:.2f}. Against a word of norm {NORM}, which word it is weighs
+{(NORM / paper["specific"]) ** 2:.1f} times as much, in squared norm, as where it
+stands.
 
-The encoder of the model in this book has its code {relative}. It is {changed}: {ours["share"]:.0%} of the squared
-norm depends on the place, neighbours have cosine {ours["neighbour"]:.2f}.""")
+The encoder of the model in this book has its code {relative}. It is {changed}:
+{ours["share"]:.0%} of the squared norm depends on the place, neighbours have cosine
+{ours["neighbour"]:.2f}.""")
 
 # %% [markdown]
 # That order is weak in the input is no proof that it is slow to learn. The experiments of chapter 4 take that up: a model on
@@ -146,29 +173,37 @@ norm depends on the place, neighbours have cosine {ours["neighbour"]:.2f}.""")
 
 # %%
 count = {"smoke": 40, "full": 400}[scale]
-told = sample(torch.arange(count), seed, named=torch.ones(count, 2, dtype=torch.bool))  # both colours spoken
-for name, (changed_scene, _) in edits(told[0]).items():
+# both colours spoken
+told = sample_scenes(torch.arange(count), seed,
+                     named=torch.ones(count, 2, dtype=torch.bool))
+for name, (changed_scene, _) in retellings(told[0]).items():
     print(f"{name:18} {captions(told[0])[0]}  ->  {captions(changed_scene)[0]}")
 
 # %%
 moved = {name: displacement(encoders[name], told) for name in tqdm(names)}
-mean, low, high = (pd.DataFrame({name: measure(frame) for name, frame in moved.items()}) for measure in (
-    pd.DataFrame.mean, lambda f: f.quantile(0.05), lambda f: f.quantile(0.95)))
-plots.Captioned(plots.bars(mean, low, high, "relative distance", plots.ENCODER_COLORS),
-                "How far the vector of the second shape's word moves when the rest of the caption changes. Bars: mean; "
-                "whiskers: 5th to 95th percentile of the captions.")
+mean = pd.DataFrame({name: frame.mean() for name, frame in moved.items()})
+low, high = (pd.DataFrame({name: frame.quantile(q) for name, frame in moved.items()})
+             for q in (0.05, 0.95))
+Captioned(bars(mean, low, high, "relative distance", ENCODER_COLORS),
+                "How far the vector of the second shape's word moves when the rest of "
+                "the caption changes. Bars: mean; whiskers: 5th to 95th percentile of "
+                "the captions.")
 
 # %% tags=["remove-input"]
 m = mean
-Markdown(f"""Reverse the relation and a random token stays exactly where it was ({m.loc["relation reversed", "rte"]:.2f}); in
-MiniLM the word moves by {m.loc["relation reversed", "minilm"]:.2f} of its norm, in an untrained T5 by
-{m.loc["relation reversed", "t5-untrained"]:.2f}. **That is what contextual means: the vector of *circle* differs with what
-the circle is above or below.** Pretraining is not needed for it, only layers in which tokens look at each other.
+Markdown(f"""Reverse the relation and a random token stays exactly where it was
+({m.loc["relation reversed", "rte"]:.2f}); in MiniLM the word moves by
+{m.loc["relation reversed", "minilm"]:.2f} of its norm, in an untrained T5 by
+{m.loc["relation reversed", "t5-untrained"]:.2f}. **That is what contextual means: the
+vector of *circle* differs with what the circle is above or below.** Pretraining is not
+needed for it, only layers in which tokens look at each other.
 
-The last two groups show place. Without the first colour all later words move up by one, which shifts a random token by
-{m.loc["colour dropped", "rte"]:.2f}; told in the other order, the same word stands elsewhere, and it moves by
-{m.loc["objects swapped", "rte"]:.2f}. Without the position code neither matters ({m.loc["objects swapped", "rte-nopos"]:.2f}):
-this encoder cannot say which object came first.""")
+The last two groups show place. Without the first colour all later words move up by one,
+which shifts a random token by {m.loc["colour dropped", "rte"]:.2f}; told in the other
+order, the same word stands elsewhere, and it moves by
+{m.loc["objects swapped", "rte"]:.2f}. Without the position code neither matters
+({m.loc["objects swapped", "rte-nopos"]:.2f}): this encoder cannot say which object came
+first.""")
 
 # %% [markdown]
 # ## Can the relation be read from the second shape's word?
@@ -180,43 +215,55 @@ this encoder cannot say which object came first.""")
 
 # %%
 table = corpus()
-label, pair, wording = (torch.tensor(table[c].to_numpy()) for c in ("relation", "pair", "wording"))
+label, pair, wording = (torch.tensor(table[c].to_numpy())
+                        for c in ("relation", "pair", "wording"))
 states = {name: e.encode(table["caption"].tolist()) for name, e in encoders.items()}
-place = torch.nn.functional.one_hot(place_of_role(states["rte"], "shape2")).float()  # [B, places]
-sources = {"place alone": place} | {name: of_role(batch, "shape2") for name, batch in states.items()}
+at = token_of_role(states["rte"], "shape2")
+place = torch.nn.functional.one_hot(at).float()  # [B, places]
+sources = {"place alone": place,
+           **{name: of_role(batch, "shape2") for name, batch in states.items()}}
 
 # %%
 held = {"unseen objects": pair, "unseen wording": wording}
-read = {name: {how: probe(x, label, group) for how, group in held.items()} for name, x in tqdm(sources.items())}
-accuracy, least, most = (pd.DataFrame({n: {h: getattr(r, what) for h, r in by.items()} for n, by in read.items()})
+read = {name: {how: linear_probe(x, label, group) for how, group in held.items()}
+        for name, x in tqdm(sources.items())}
+accuracy, least, most = (pd.DataFrame({n: {h: getattr(r, what) for h, r in by.items()}
+                                       for n, by in read.items()})
                          for what in ("accuracy", "low", "high"))
-plots.Captioned(plots.bars(accuracy, least, most, "probe accuracy", {"place alone": "#4D4D4D", **plots.ENCODER_COLORS},
+Captioned(bars(accuracy, least, most, "probe accuracy",
+                           {"place alone": "#4D4D4D", **ENCODER_COLORS},
                            lines={"chance": 1 / len(RELATIONS)}),
-                "Relation read by a linear probe from the second shape's word, with 95 % bootstrap intervals over captions.")
+                "Relation read by a linear probe from the second shape's word, with 95 "
+                "% bootstrap intervals over captions.")
 
 # %% tags=["remove-input"]
 a = accuracy.loc["unseen objects"]
 b = accuracy.loc["unseen wording"]
-Markdown(f"""With chance at {1 / len(RELATIONS):.3f}, the probe reaches {a["t5-untrained"]:.2f} on the untrained T5's word and
-{a["minilm"]:.2f} on MiniLM's for unseen objects, from {len(table):,} captions. The random token gives {a["rte"]:.2f}, which
-sounds like more than nothing. It is: phrases differ in length, so the *place* of the second shape betrays something about
-the relation, and a probe that is told the place alone gets {a["place alone"]:.2f}. It never tells *above* from *below*.
+Markdown(f"""With chance at {1 / len(RELATIONS):.3f}, the probe reaches
+{a["t5-untrained"]:.2f} on the untrained T5's word and {a["minilm"]:.2f} on MiniLM's for
+unseen objects, from {len(table):,} captions. The random token gives {a["rte"]:.2f},
+which sounds like more than nothing. It is: phrases differ in length, so the *place* of
+the second shape betrays something about the relation, and a probe that is told the
+place alone gets {a["place alone"]:.2f}. It never tells *above* from *below*.
 
-For an unseen wording all figures fall: {b["t5-untrained"]:.2f} for the untrained T5, {b["minilm"]:.2f} for MiniLM. What the
-shape's word carries is largely a trace of the words around it. Meaning that survives a change of wording is a smaller
-part of it, and the part for which pretraining helps.""")
+For an unseen wording all figures fall: {b["t5-untrained"]:.2f} for the untrained T5,
+{b["minilm"]:.2f} for MiniLM. What the shape's word carries is largely a trace of the
+words around it. Meaning that survives a change of wording is a smaller part of it, and
+the part for which pretraining helps.""")
 
 # %% tags=["remove-input"]
 Markdown(f"""## What was established
 
-* A random token says which word and which place, and nothing of its neighbours: reversing the relation moves the
-  second shape's word by {m.loc["relation reversed", "rte"]:.2f}.
-* Order enters through the position code alone. In the paper's code {paper["share"]:.0%} of the squared norm depends on
-  the place; in the code used here {ours["share"]:.0%}.
-* In a contextual encoder the word of the second shape carries the relation, linearly readable at
-  {min(a["minilm"], a["t5-untrained"]):.2f} to {max(a["minilm"], a["t5-untrained"]):.2f}, with or without pretraining
-  (place alone: {a["place alone"]:.2f}).
+* A random token says which word and which place, and nothing of its neighbours:
+  reversing the relation moves the second shape's word by
+  {m.loc["relation reversed", "rte"]:.2f}.
+* Order enters through the position code alone. In the paper's code {paper["share"]:.0%}
+  of the squared norm depends on the place; in the code used here {ours["share"]:.0%}.
+* In a contextual encoder the word of the second shape carries the relation, linearly
+  readable at {min(a["minilm"], a["t5-untrained"]):.2f} to
+  {max(a["minilm"], a["t5-untrained"]):.2f}, with or without pretraining (place alone:
+  {a["place alone"]:.2f}).
 
-What this chapter does not show: that a transformer trained on such tokens *uses* what a probe can read. A relation that
-is there for the taking in the second shape may still be taken from the relation word. That is the question of the chapters on
-circuits.""")
+What this chapter does not show: that a transformer trained on such tokens *uses* what a
+probe can read. A relation that is there for the taking in the second shape may still be
+taken from the relation word. That is the question of the chapters on circuits.""")

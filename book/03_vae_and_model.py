@@ -21,14 +21,15 @@ from diffusers import PixArtTransformer2DModel
 from IPython.display import Markdown
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatial_circuits import dit
-from spatial_circuits.captions import captions
-from spatial_circuits.metrics import METRICS, score, summarise
-from spatial_circuits.plots import Captioned, grid, lines, maps
-from spatial_circuits.pretrained import VAE_FOLDER, load
-from spatial_circuits.render import render
-from spatial_circuits.sample import GUIDANCE, STEPS
-from spatial_circuits.scenes import RADIUS, SIZE, sample
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.book.figures import Captioned, grid, lines, maps
+from spatial_circuits.data.captions import captions
+from spatial_circuits.data.metrics import METRICS, score
+from spatial_circuits.data.render import render
+from spatial_circuits.data.scenes import RADIUS, SIZE, sample_scenes
+from spatial_circuits.model.sampler import GUIDANCE, STEPS
+from spatial_circuits.model.store import VAE_FOLDER, load
+from spatial_circuits.model.transformer import GRID, SIZES, build_transformer, predict
 
 net = load(model)
 vae = net.vae
@@ -47,14 +48,16 @@ count = 768 if scale == "full" else 24
 # to check.
 
 # %%
-scenes = sample(torch.arange(count), seed + 40_000, named=torch.ones(count, 2, dtype=torch.bool))
-images = render(scenes)                                                 # uint8 [N, 3, 128, 128]
+scenes = sample_scenes(torch.arange(count), seed + 40_000,
+                       named=torch.ones(count, 2, dtype=torch.bool))
+images = render(scenes)  # uint8 [N, 3, 128, 128]
 latents = vae.encode(images)                                            # [N, 4, 16, 16]
-restored = vae.decode(latents)                                          # uint8 [N, 3, 128, 128]
-error = (images.float() - restored.float()).abs().mean(1)               # [N, 128, 128], grey levels
+restored = vae.decode(latents)  # uint8 [N, 3, 128, 128]
+error = (images.float() - restored.float()).abs().mean(1)  # [N, 128, 128], grey levels
 
 # %%
-Captioned(grid(torch.cat([images[:6], restored[:6]]), [*captions(scenes[:6]), *["round trip"] * 6], 6),
+Captioned(grid(torch.cat([images[:6], restored[:6]]),
+               [*captions(scenes[:6]), *["round trip"] * 6], 6),
           "Six scenes (top) and their round trips (bottom).")
 
 # %%
@@ -65,9 +68,10 @@ Captioned(maps(error[:6], [""] * 6, "grey levels", 6, top=50),
 size = images[0].numel() / latents[0].numel()
 off = (error > 25).float().mean()
 Markdown(f"""
-The latent is {size:.0f} times smaller than the picture. The error is {error.mean():.1f} grey levels of 255 on
-average over {count} scenes, it lies along the outlines, and {off:.2%} of the pixels are off by more than 25
-levels, which is how far a colour may lie from pure red or blue in the detector's eyes.
+The latent is {size:.0f} times smaller than the picture. The error is {error.mean():.1f}
+grey levels of 255 on average over {count} scenes, it lies along the outlines, and
+{off:.2%} of the pixels are off by more than 25 levels, which is how far a colour may
+lie from pure red or blue in the detector's eyes.
 """)
 
 # %% [markdown]
@@ -79,7 +83,8 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a proportion, valid at 0 and 1 too (Wilson)."""
     p, shrink = successes / n, 1 + z ** 2 / n
     half = z * np.sqrt(p * (1 - p) / n + z ** 2 / (4 * n ** 2))
-    return (p + z ** 2 / (2 * n) - half) / shrink, (p + z ** 2 / (2 * n) + half) / shrink
+    return ((p + z ** 2 / (2 * n) - half) / shrink,
+            (p + z ** 2 / (2 * n) + half) / shrink)
 
 prompts = captions(scenes)
 before, after = score(images, prompts), score(restored, prompts)
@@ -91,9 +96,10 @@ pd.DataFrame(shares).loc[list(METRICS)].round(4)
 low, high = wilson(kept.sum(), count)
 moved = pd.concat([after["dx"] - before["dx"], after["dy"] - before["dy"]]).abs()
 Markdown(f"""
-The verdict is kept for **{kept.mean():.2%}** of the scenes (95 % interval {low:.2%} to {high:.2%}). The
-distance between the two centroids changes by {moved.mean():.2f} px on average and by {moved.max():.2f} px at
-most; the threshold between *aligned* and *apart* is 5 px. What the VAE loses, the metrics do not see.
+The verdict is kept for **{kept.mean():.2%}** of the scenes (95 % interval {low:.2%} to
+{high:.2%}). The distance between the two centroids changes by {moved.mean():.2f} px on
+average and by {moved.max():.2f} px at most; the threshold between *aligned* and *apart*
+is 5 px. What the VAE loses, the metrics do not see.
 """)
 
 # %% [markdown]
@@ -111,22 +117,28 @@ noisy = {s: vae.decode(latents[:few] + s * eps) for s in levels}
 scores = {s: summarise(score(noisy[s], prompts[:few])) for s in levels}
 
 # %%
-mean, low, high = (pd.DataFrame({s: t[c] for s, t in scores.items()}).T[["shape", "color", "loose", "strict"]]
+some = ["shape", "color", "loose", "strict"]
+mean, low, high = (pd.DataFrame({s: t[c] for s, t in scores.items()}).T[some]
                    for c in ("mean", "low", "high"))
-Captioned(lines(mean, "latent noise s", "share of scenes", band=(low, high), ylim=(-0.02, 1.02)),
-          f"Metrics of {few} scenes decoded from noisy latents; bands are 95 % intervals over prompts.")
+Captioned(lines(mean, "latent noise s", "share of scenes", band=(low, high),
+                ylim=(-0.02, 1.02)),
+          f"Metrics of {few} scenes decoded from noisy latents; bands are 95 % "
+          "intervals over prompts.")
 
 # %%
-Captioned(grid(torch.stack([noisy[s][0] for s in levels]), [f"s = {s}" for s in levels], len(levels)),
+Captioned(grid(torch.stack([noisy[s][0] for s in levels]), [f"s = {s}" for s in levels],
+               len(levels)),
           "The first scene, decoded from latents with more and more noise.")
 
 # %%
-safe = max(s for s in levels if (mean.loc[:s, "loose"] >= 0.95 * mean.loc[0.0, "loose"]).all())
+enough = 0.95 * mean.loc[0.0, "loose"]
+safe = max(s for s in levels if (mean.loc[:s, "loose"] >= enough).all())
 Markdown(f"""
-Up to s = {safe} the loose relation stays within 5 % of what it is without noise: the decoder forgives errors
-of that size. At s = {levels[-1]}, loose is {mean["loose"].iloc[-1]:.2f} and shape
-{mean["shape"].iloc[-1]:.2f}. This noise is independent from cell to cell, unlike the errors of a sampler: the
-figure says how much the decoder tolerates, not how much error a model makes.
+Up to s = {safe} the loose relation stays within 5 % of what it is without noise: the
+decoder forgives errors of that size. At s = {levels[-1]}, loose is
+{mean["loose"].iloc[-1]:.2f} and shape {mean["shape"].iloc[-1]:.2f}. This noise is
+independent from cell to cell, unlike the errors of a sampler: the figure says how much
+the decoder tolerates, not how much error a model makes.
 """)
 
 # %% [markdown]
@@ -137,19 +149,22 @@ figure says how much the decoder tolerates, not how much error a model makes.
 
 # %%
 channels = latents.transpose(0, 1).flatten(1)                           # [4, N * 256]
-pd.DataFrame({"mean": channels.mean(1), "deviation": channels.std(1), "smallest": channels.amin(1),
-              "largest": channels.amax(1)}, index=[f"channel {c}" for c in range(4)]).round(2)
+pd.DataFrame({"mean": channels.mean(1), "deviation": channels.std(1),
+              "smallest": channels.amin(1), "largest": channels.amax(1)},
+             index=[f"channel {c}" for c in range(4)]).round(2)
 
 # %%
-Captioned(maps(torch.cat([latents[0], latents[1]]), [f"channel {c}" for c in range(4)] * 2, "latent", 4),
+Captioned(maps(torch.cat([latents[0], latents[1]]),
+               [f"channel {c}" for c in range(4)] * 2, "latent", 4),
           "The four latent channels of the first two scenes.")
 
 # %%
 mixed = torch.corrcoef(channels).fill_diagonal_(0).abs().max()
 Markdown(f"""
-Mean and deviation are close to 0 and 1; those that the VAE's config holds were measured on other scenes. A
-latent is still a picture: objects keep their places, at an eighth of the resolution, with values far beyond
-one deviation. The channels share information (the largest correlation of two is {mixed:.2f}).
+Mean and deviation are close to 0 and 1; those that the VAE's config holds were measured
+on other scenes. A latent is still a picture: objects keep their places, at an eighth of
+the resolution, with values far beyond one deviation. The channels share information
+(the largest correlation of two is {mixed:.2f}).
 """)
 
 # %% [markdown]
@@ -159,16 +174,19 @@ one deviation. The channels share information (the largest correlation of two is
 # standard normal: $\mathcal L = |x - \hat x| + (x - \hat x)^2 + 10^{-4}\, \mathrm{KL}$ per latent number.
 
 # %%
-log = pd.DataFrame([json.loads(line) for line in (VAE_FOLDER / "log.jsonl").read_text().splitlines()])
-Captioned(lines(log.set_index("step")[["loss", "mse"]], "step", "per pixel, range -1..1", yscale="log"),
+log = pd.DataFrame([json.loads(line)
+                    for line in (VAE_FOLDER / "log.jsonl").read_text().splitlines()])
+Captioned(lines(log.set_index("step")[["loss", "mse"]], "step",
+                "per pixel, range -1..1", yscale="log"),
           "Training log of the shipped VAE.")
 
 # %%
 parameters = sum(p.numel() for p in vae.model.parameters())
 command = (VAE_FOLDER / "command.txt").read_text().strip()
 Markdown(f"""
-{parameters:,} parameters, {log['step'].iloc[-1] + 20:,} steps, squared error {log['mse'].iloc[0]:.3f} at the
-start and {log['mse'].tail(5).mean():.5f} at the end. The command is `{command}`.
+{parameters:,} parameters, {log['step'].iloc[-1] + 20:,} steps, squared error
+{log['mse'].iloc[0]:.3f} at the start and {log['mse'].tail(5).mean():.5f} at the end.
+The command is `{command}`.
 """)
 
 # %% [markdown]
@@ -195,15 +213,16 @@ start and {log['mse'].tail(5).mean():.5f} at the end. The command is `{command}`
 
 # %%
 tokens = images[:4].clone()
-tokens[..., ::SIZE // dit.GRID, :] = tokens[..., ::SIZE // dit.GRID] = 255
-Captioned(grid(tokens, captions(scenes[:4]), 4), "The 8 x 8 cells of the image tokens over four scenes.")
+tokens[..., ::SIZE // GRID, :] = tokens[..., ::SIZE // GRID] = 255
+Captioned(grid(tokens, captions(scenes[:4]), 4),
+          "The 8 x 8 cells of the image tokens over four scenes.")
 
 # %%
-cell = SIZE // dit.GRID
+cell = SIZE // GRID
 Markdown(f"""
-A token sees {cell} x {cell} px; an object is {2 * RADIUS / cell:.0f} tokens wide. Self-attention over
-{dit.GRID ** 2} tokens must decide where the objects go, and the 5 px that make two objects *aligned* are
-{5 / cell:.1f} of a token.
+A token sees {cell} x {cell} px; an object is {2 * RADIUS / cell:.0f} tokens wide.
+Self-attention over {GRID ** 2} tokens must decide where the objects go, and the 5
+px that make two objects *aligned* are {5 / cell:.1f} of a token.
 """)
 
 # %% [markdown]
@@ -212,48 +231,54 @@ A token sees {cell} x {cell} px; an object is {2 * RADIUS / cell:.0f} tokens wid
 # `nano` to `B` are the paper's sizes; `tiny` is this book's, for training on a CPU.
 
 # %%
-PARTS = {"pos_embed": "patch embedding", "adaln_single": "time, adaLN", "caption_projection": "caption MLP",
-         "attn1": "self-attention", "attn2": "cross-attention", ".ff.": "MLP", "proj_out": "output"}
+PARTS = {"pos_embed": "patch embedding", "adaln_single": "time, adaLN",
+         "caption_projection": "caption MLP", "attn1": "self-attention",
+         "attn2": "cross-attention", ".ff.": "MLP", "proj_out": "output"}
 
 def part(name: str) -> str:
     """The part of the model that a parameter belongs to."""
-    return next((label for key, label in PARTS.items() if key in name), "scale and shift tables")
+    return next((label for key, label in PARTS.items() if key in name),
+                "scale and shift tables")
 
 def parameter_count(preset: str) -> pd.Series:
     """Parameters by part, counted on a model without storage."""
     with torch.device("meta"):
-        fresh = dit.build(preset, net.encoder.dim)
-    return pd.Series({name: p.numel() for name, p in fresh.named_parameters()}).groupby(part).sum()
+        fresh = build_transformer(preset, net.encoder.dim)
+    sizes = pd.Series({name: p.numel() for name, p in fresh.named_parameters()})
+    return sizes.groupby(part).sum()
 
-parts = pd.DataFrame({preset: parameter_count(preset) for preset in dit.PRESETS})
+parts = pd.DataFrame({preset: parameter_count(preset) for preset in SIZES})
 parts = parts.loc[[*PARTS.values(), "scale and shift tables"]]
 pd.concat([parts, parts.sum().to_frame("all").T]).map("{:,}".format)
 
 # %%
 def forward_flops(preset: str, text_tokens: int = 12) -> int:
-    """Floating-point operations of one forward pass of one image; a multiply-add counts two."""
+    """FLOPs of one forward pass of one image; a multiply-add counts two."""
     with torch.device("meta"):
-        inputs = torch.zeros(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, text_tokens, net.encoder.dim)
-        fresh = dit.build(preset, net.encoder.dim)
+        shape, mask = (1, text_tokens, net.encoder.dim), (1, text_tokens)
+        latents, fresh = torch.zeros(1, 4, 16, 16), build_transformer(preset, shape[2])
         with FlopCounterMode(display=False) as counter:
-            dit.predict(fresh, *inputs, torch.ones(1, text_tokens))
+            predict(fresh, latents, torch.zeros(1), torch.zeros(shape),
+                    torch.ones(mask))
     return counter.get_total_flops()
 
-sizes = pd.DataFrame(dit.PRESETS, index=["blocks", "heads", "head dimension"]).T
+sizes = pd.DataFrame(SIZES, index=["blocks", "heads", "head dimension"]).T
 sizes["width"] = sizes["heads"] * sizes["head dimension"]
 sizes["parameters"] = parts.sum()
-forward = pd.Series({preset: forward_flops(preset) / 1e9 for preset in dit.PRESETS})
-costs = pd.DataFrame({"forward pass": forward, "training image": 3 * forward, "sample": 2 * STEPS * forward})
+forward = pd.Series({preset: forward_flops(preset) / 1e9 for preset in SIZES})
+costs = pd.DataFrame({"forward pass": forward, "training image": 3 * forward,
+                      "sample": 2 * STEPS * forward})
 sizes.map("{:,}".format).join(costs.map("{:,.2f} GFLOP".format))
 
 # %%
 Markdown(f"""
-A training image costs three forward passes (one forward, two backward); a sampled image costs {2 * STEPS},
-since each of {STEPS} steps runs with the caption and without it (guidance {GUIDANCE}). `micro` costs
-{forward['micro'] / forward['tiny']:.1f} times as much as `tiny`, `B` {forward['B'] / forward['tiny']:.0f}
-times. In `tiny`, the MLPs and the two attentions hold
-{parts.loc[['self-attention', 'cross-attention', 'MLP'], 'tiny'].sum() / parts['tiny'].sum():.0%} of the
-parameters.
+A training image costs three forward passes (one forward, two backward); a sampled image
+costs {2 * STEPS}, since each of {STEPS} steps runs with the caption and without it
+(guidance {GUIDANCE}). `micro` costs {forward['micro'] / forward['tiny']:.1f} times as
+much as `tiny`, `B` {forward['B'] / forward['tiny']:.0f} times. In `tiny`, the MLPs and
+the two attentions hold
+{parts.loc[['self-attention', 'cross-attention', 'MLP'], 'tiny'].sum() /
+parts['tiny'].sum():.0%} of the parameters.
 """)
 
 # %% [markdown]
@@ -267,14 +292,14 @@ parameters.
 position = net.transformer.pos_embed.pos_embed[0]                       # [64, width]
 width = position.shape[1]
 shown = [h * width // 2 + k * width // 16 for h in (0, 1) for k in range(4)]
-waves = position.T.view(width, dit.GRID, dit.GRID)                       # [width, 8, 8]
+waves = position.T.view(width, GRID, GRID)                       # [width, 8, 8]
 Captioned(maps(waves[shown], [f"channel {c}" for c in shown], "value", 4),
           "Eight channels of the position embedding, as maps over the tokens.")
 
 # %%
 unit = position / position.norm(dim=1, keepdim=True)
 picked = [0, 27, 60]
-cosine = (unit[picked] @ unit.T).view(-1, dit.GRID, dit.GRID)           # [3, 8, 8]
+cosine = (unit[picked] @ unit.T).view(-1, GRID, GRID)           # [3, 8, 8]
 Captioned(maps(cosine, [f"row {p // 8}, column {p % 8}" for p in picked], "cosine", 3),
           "Cosine of three tokens' position embeddings with those of all tokens.")
 
@@ -282,9 +307,10 @@ Captioned(maps(cosine, [f"row {p // 8}, column {p % 8}" for p in picked], "cosin
 pairs = unit @ unit.T                                                   # [64, 64]
 neighbours = pairs.view(8, 8, 8, 8).diagonal(1, 1, 3).diagonal(0, 0, 1).mean()
 Markdown(f"""
-Every embedding has norm {position.norm(dim=1).mean():.1f}. Horizontal neighbours have cosine
-{neighbours:.2f}, opposite corners {pairs[0, -1]:.2f}: near means similar, and row and column are kept apart,
-so that *above* can be read from half of the channels alone.
+Every embedding has norm {position.norm(dim=1).mean():.1f}. Horizontal neighbours have
+cosine {neighbours:.2f}, opposite corners {pairs[0, -1]:.2f}: near means similar, and
+row and column are kept apart, so that *above* can be read from half of the channels
+alone.
 """)
 
 # %% [markdown]
@@ -297,7 +323,8 @@ so that *above* can be read from half of the channels alone.
 text = net.encoder.encode(captions(scenes[:1]))
 projected = net.transformer.caption_projection(text.embeddings)         # [1, T, width]
 pd.DataFrame({"role": text.roles[0], "norm": text.embeddings[0].norm(dim=1).numpy(),
-              "norm after the MLP": projected[0].norm(dim=1).numpy()}, index=text.tokens[0]).round(1)
+              "norm after the MLP": projected[0].norm(dim=1).numpy()},
+             index=text.tokens[0]).round(1)
 
 # %% [markdown]
 # How much does each block write? Hooks on the cross-attentions compare the length of what they add with the
@@ -305,29 +332,31 @@ pd.DataFrame({"role": text.roles[0], "norm": text.embeddings[0].norm(dim=1).nump
 # defines it).
 
 # %%
+blocks = net.transformer.transformer_blocks
 @torch.no_grad()
 def written(t: float, n: int = 24) -> list[float]:
-    """Mean length of each block's cross-attention output, relative to the residual stream."""
-    shares, alpha_sigma = [], net.noise.levels(torch.full((n,), t))
+    """Mean length of what cross-attention adds, relative to the residual stream."""
+    shares, (alpha, sigma) = [], net.noise.levels(torch.full((n,), t))
     def hook(module, inputs, output):
         shares.append((output.norm(dim=-1) / inputs[0].norm(dim=-1)).mean().item())
-    handles = [block.attn2.register_forward_hook(hook) for block in net.transformer.transformer_blocks]
-    noisy_latents = alpha_sigma[0] * latents[:n] + alpha_sigma[1] * eps[:1]
-    dit.predict(net.transformer, noisy_latents, torch.full((n,), 1000 * t), text.embeddings, text.mask)
+    handles = [block.attn2.register_forward_hook(hook) for block in blocks]
+    mixture, times = alpha * latents[:n] + sigma * eps[:1], torch.full((n,), 1000 * t)
+    predict(net.transformer, mixture, times, text.embeddings, text.mask)
     [handle.remove() for handle in handles]
     return shares
 
 text = net.encoder.encode(prompts[:24])
 shares = pd.DataFrame({f"t = {t}": written(t) for t in (1.0, 0.9, 0.8, 0.5, 0.2)})
 Captioned(lines(shares, "block", "relative length", ylim=(0, None)),
-          "What cross-attention adds to a token, relative to the token, by block and noise level.")
+          "What cross-attention adds to a token, relative to the token, by block and "
+          "noise level.")
 
 # %%
 most = shares.stack().idxmax()
 Markdown(f"""
-All {len(shares)} blocks write; the largest share is {shares.max().max():.2f}, in block {most[0]} at
-{most[1]}. Length says that text arrives, not what it does there: which head reads which word is the subject
-of later chapters, and needs causal tests.
+All {len(shares)} blocks write; the largest share is {shares.max().max():.2f}, in block
+{most[0]} at {most[1]}. Length says that text arrives, not what it does there: which
+head reads which word is the subject of later chapters, and needs causal tests.
 """)
 
 # %% [markdown]
@@ -338,13 +367,15 @@ of later chapters, and needs causal tests.
 
 # %%
 def outputs(transformer: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prediction for one noisy latent with its own caption and with another one, each [1, 4, 16, 16]."""
+    """Predictions [1, 4, 16, 16] for a noisy latent with its caption and another."""
     text = net.encoder.encode(prompts[:2])
     inputs = eps[:1], torch.full((1,), 900.0)
     with torch.no_grad():
-        return tuple(dit.predict(transformer, *inputs, text.embeddings[i], text.mask[i]) for i in ([0], [1]))
+        return tuple(predict(transformer, *inputs, text.embeddings[i], text.mask[i])
+                     for i in ([0], [1]))
 
-fresh, trained = outputs(dit.build("tiny", net.encoder.dim, seed)), outputs(net.transformer)
+fresh = outputs(build_transformer("tiny", net.encoder.dim, seed))
+trained = outputs(net.transformer)
 Markdown(f"""
 Fresh: largest output {fresh[0].abs().max():.1f}, largest change with the caption
 {(fresh[0] - fresh[1]).abs().max():.1f}. Trained: {trained[0].abs().max():.1f} and
@@ -358,10 +389,12 @@ Fresh: largest output {fresh[0].abs().max():.1f}, largest change with the captio
 # predicts the same numbers, so whatever later chapters find is a property of the stock model.
 
 # %%
-stock = PixArtTransformer2DModel.from_pretrained(net.folder / "transformer", torch_dtype=torch.float32).eval()
+stock = PixArtTransformer2DModel.from_pretrained(
+    net.folder / "transformer", torch_dtype=torch.float32).eval()
 text = net.encoder.encode(prompts[:1])
 with torch.no_grad():
-    by_hand = stock(eps[:1], encoder_hidden_states=text.embeddings, timestep=torch.full((1,), 900.0),
+    by_hand = stock(eps[:1], encoder_hidden_states=text.embeddings,
+                    timestep=torch.full((1,), 900.0),
                     encoder_attention_mask=text.mask.float(),
                     added_cond_kwargs={"resolution": None, "aspect_ratio": None}).sample
 Markdown(f"""

@@ -16,14 +16,16 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits.detect import detect
-from spatial_circuits.evaluation import report
-from spatial_circuits.metrics import METRICS, ceiling, chance, prompt_set, score, summarise
-from spatial_circuits.plots import Captioned, distances, grid, intervals
-from spatial_circuits.pretrained import load
-from spatial_circuits.render import Scene, render
-from spatial_circuits.sample import GUIDANCE, STEPS
-from spatial_circuits.scenes import ALIGN, RELATIONS, sample
+from spatial_circuits.analyses.evaluation import report
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.book.data_figures import distances
+from spatial_circuits.book.figures import Captioned, grid, intervals
+from spatial_circuits.data.detect import detect
+from spatial_circuits.data.metrics import METRICS, ceiling, chance, prompt_set, score
+from spatial_circuits.data.render import Scene, render
+from spatial_circuits.data.scenes import ALIGN, RELATIONS, sample_scenes
+from spatial_circuits.model.sampler import GUIDANCE, STEPS
+from spatial_circuits.model.store import load
 
 net = load(model)
 full = scale == "full"
@@ -53,15 +55,16 @@ per_prompt = 4 if full else 1
 
 # %%
 def outlined(image: torch.Tensor) -> torch.Tensor:
-    """The picture, uint8 [3, H, W], with the detector's outlines in black and centroids in white."""
+    """The picture, uint8 [3, H, W], with the detector's outlines and centroids."""
     canvas = image.permute(1, 2, 0).contiguous().numpy().copy()
     for blob in detect(image):
         cv2.drawContours(canvas, [blob.contour], -1, (0, 0, 0), 1)
         cv2.circle(canvas, [round(c) for c in blob.center], 3, (255, 255, 255), -1)
     return torch.from_numpy(canvas).permute(2, 0, 1)
 
-scenes = sample(torch.arange(4), seed + 60_000)
-Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]), [str(Scene(s)) for s in scenes], 4),
+scenes = sample_scenes(torch.arange(4), seed + 60_000)
+Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]),
+               [str(Scene(s)) for s in scenes], 4),
           "What the detector sees in four true scenes: outlines and centroids.")
 
 # %% [markdown]
@@ -75,17 +78,21 @@ Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]), [str(Scene(s)
 
 # %%
 truth = ceiling(prompts, per_prompt, seed)
-round_trip = ceiling(prompts, 1, seed, decode=lambda images: net.vae.decode(net.vae.encode(images)))
+round_trip = ceiling(prompts, 1, seed,
+                     decode=lambda images: net.vae.decode(net.vae.encode(images)))
 ignorant = chance(prompts, per_prompt, seed)
 bounds = {"ceiling": summarise(truth), "ceiling after the VAE": summarise(round_trip),
-          **{name.replace("_", " "): summarise(part) for name, part in ignorant.groupby("baseline")}}
+          **{name.replace("_", " "): summarise(part)
+             for name, part in ignorant.groupby("baseline")}}
 
 # %%
 def cells(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One column a table, "mean [low, high]" for each of its rows."""
     rows = [str(row).replace("_", " ") for row in next(iter(tables.values())).index]
-    numbers = {name.replace("_", " "): t[["mean", "low", "high"]].to_numpy() for name, t in tables.items()}
-    text = {name: [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in n] for name, n in numbers.items()}
+    numbers = {name.replace("_", " "): t[["mean", "low", "high"]].to_numpy()
+               for name, t in tables.items()}
+    text = {name: [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in n]
+            for name, n in numbers.items()}
     return pd.DataFrame(text, index=rows)
 
 cells({name: table.loc[list(METRICS)] for name, table in bounds.items()})
@@ -93,9 +100,11 @@ cells({name: table.loc[list(METRICS)] for name, table in bounds.items()})
 # %%
 bag = bounds["bag of words"]["mean"]
 Markdown(f"""
-The detector finds what the renderer draws: loose {bounds['ceiling'].loc['loose', 'mean']:.3f}, strict
-{bounds['ceiling'].loc['strict', 'mean']:.3f}. A bag of words reaches binding {bag['unique_binding']:.2f} and
-loose {bag['loose']:.2f}, one half and one quarter up to sampling error; a model above that reads word order.
+The detector finds what the renderer draws: loose
+{bounds['ceiling'].loc['loose', 'mean']:.3f}, strict
+{bounds['ceiling'].loc['strict', 'mean']:.3f}. A bag of words reaches binding
+{bag['unique_binding']:.2f} and loose {bag['loose']:.2f}, one half and one quarter up to
+sampling error; a model above that reads word order.
 """)
 
 # %% [markdown]
@@ -108,7 +117,7 @@ loose {bag['loose']:.2f}, one half and one quarter up to sampling error; a model
 # %%
 told = [prompt for prompt in prompts for _ in range(per_prompt)]
 seeds = [(seed + 1) * 1_000_000 + i for i in range(len(told))]
-images = net.images(told, seeds, progress=True)                         # uint8 [N, 3, 128, 128]
+images = net.images(told, seeds, progress=True)  # uint8 [N, 3, 128, 128]
 results = score(images, told)
 
 # %%
@@ -119,9 +128,10 @@ shown.rename(index=lambda m: m.replace("_", " ")).astype(float).round(3)
 # %%
 of = summary["of_ceiling"]
 Markdown(f"""
-Over {len(prompts)} prompts and {len(told):,} pictures, unique binding is **{of['unique_binding']:.3f}** of
-the ceiling, loose **{of['loose']:.3f}** and strict **{of['strict']:.3f}**. Among pictures with both objects,
-the relation is right in {results.loc[results['unique_binding'], 'loose'].mean():.3f}.
+Over {len(prompts)} prompts and {len(told):,} pictures, unique binding is
+**{of['unique_binding']:.3f}** of the ceiling, loose **{of['loose']:.3f}** and strict
+**{of['strict']:.3f}**. Among pictures with both objects, the relation is right in
+{results.loc[results['unique_binding'], 'loose'].mean():.3f}.
 """)
 
 # %%
@@ -137,10 +147,12 @@ Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
 
 # %%
 def split(by: str, order: list[str] | None = None) -> dict[str, pd.DataFrame]:
-    """Unique binding, loose and strict with their intervals for each value of a column."""
+    """Unique binding, loose and strict, with intervals, for each value of a column."""
     table = summarise(results, by)
-    rows = [k for k in order or list(dict.fromkeys(results[by])) if k in set(results[by])]
-    return {m: table.xs(m, level="metric").loc[rows] for m in ("unique_binding", "loose", "strict")}
+    rows = [k for k in order or list(dict.fromkeys(results[by]))
+            if k in set(results[by])]
+    return {m: table.xs(m, level="metric").loc[rows]
+            for m in ("unique_binding", "loose", "strict")}
 
 relations = split("relation", list(RELATIONS))
 Captioned(intervals(relations, "share of pictures"),
@@ -149,7 +161,8 @@ Captioned(intervals(relations, "share of pictures"),
 # %%
 pairs = split("pair")
 Captioned(intervals(pairs, "share of pictures"),
-          "Results by the shapes of object 1 and object 2; 95 % intervals over prompts.")
+          "Results by the shapes of object 1 and object 2; 95 % intervals over "
+          "prompts.")
 
 # %%
 pd.concat([cells(relations), cells(pairs)])
@@ -158,10 +171,12 @@ pd.concat([cells(relations), cells(pairs)])
 loose, strict = relations["loose"]["mean"], relations["strict"]["mean"]
 pair = pairs["loose"]["mean"]
 Markdown(f"""
-Loose ranges from {loose.min():.2f} ({loose.idxmin().replace('_', ' ')}) to {loose.max():.2f}
-({loose.idxmax().replace('_', ' ')}) over the relations and from {pair.min():.2f} ({pair.idxmin()}) to
-{pair.max():.2f} ({pair.idxmax()}) over the pairs. Strict differs from loose only for the four relations that
-name one axis: {strict.reindex(RELATIONS[:4]).mean():.2f} against {loose.reindex(RELATIONS[:4]).mean():.2f}.
+Loose ranges from {loose.min():.2f} ({loose.idxmin().replace('_', ' ')}) to
+{loose.max():.2f} ({loose.idxmax().replace('_', ' ')}) over the relations and from
+{pair.min():.2f} ({pair.idxmin()}) to {pair.max():.2f} ({pair.idxmax()}) over the pairs.
+Strict differs from loose only for the four relations that name one axis:
+{strict.reindex(RELATIONS[:4]).mean():.2f} against
+{loose.reindex(RELATIONS[:4]).mean():.2f}.
 """)
 
 # %% [markdown]
@@ -171,8 +186,10 @@ name one axis: {strict.reindex(RELATIONS[:4]).mean():.2f} against {loose.reindex
 # the green area is where it passes *strict*.
 
 # %%
-Captioned(distances(results, truth), "Distances dx and dy by relation: model over true scenes.",
-          "Eight scatter plots, one a relation; the model's points lie over those of the true scenes.")
+Captioned(distances(results, truth),
+          "Distances dx and dy by relation: model over true scenes.",
+          "Eight scatter plots, one a relation; the model's points lie over those of "
+          "the true scenes.")
 
 # %%
 def sideways(frame: pd.DataFrame) -> pd.Series:
@@ -183,9 +200,10 @@ def sideways(frame: pd.DataFrame) -> pd.Series:
 
 ours, real = sideways(results), sideways(truth)
 Markdown(f"""
-Where two objects should be aligned, true scenes are at most {real.max():.0f} px off. The model's median is
-{ours.median():.1f} px, and {(ours <= ALIGN).mean():.0%} of its pictures are within the {ALIGN} px that
-*strict* allows. Whatever strict loses against loose is lost here.
+Where two objects should be aligned, true scenes are at most {real.max():.0f} px off.
+The model's median is {ours.median():.1f} px, and {(ours <= ALIGN).mean():.0%} of its
+pictures are within the {ALIGN} px that *strict* allows. Whatever strict loses against
+loose is lost here.
 """)
 
 # %% [markdown]
@@ -193,7 +211,8 @@ Where two objects should be aligned, true scenes are at most {real.max():.0f} px
 
 # %%
 first = results.groupby("relation").head(2)
-first = first.assign(place=first["relation"].map(RELATIONS.index)).sort_values("place", kind="stable")
+first = first.assign(place=first["relation"].map(RELATIONS.index))
+first = first.sort_values("place", kind="stable")
 Captioned(grid(images[first.index.to_list()], list(first["prompt"]), 4),
           "The first pictures of each relation, not selected.")
 
@@ -204,28 +223,33 @@ Captioned(grid(images[first.index.to_list()], list(first["prompt"]), 4),
 
 # %%
 REASONS = {"color": "a colour is missing or not pure", "shape": "a shape is missing",
-           "exist_binding": "colour on the wrong shape", "unique_binding": "an object too many",
-           "loose": "wrong place", "strict": "not aligned"}
+           "exist_binding": "colour on the wrong shape",
+           "unique_binding": "an object too many", "loose": "wrong place",
+           "strict": "not aligned"}
 failed = results[~results["strict"]].copy()
-failed["reason"] = (~failed[list(REASONS)]).idxmax(axis=1).map(REASONS)       # the first metric that is false
+# the first metric that is false
+failed["reason"] = (~failed[list(REASONS)]).idxmax(axis=1).map(REASONS)
 counts = failed["reason"].value_counts().reindex(REASONS.values(), fill_value=0)
 failed["crowded"] = [len(detect(images[i])) > 2 for i in failed.index]
-crowded = failed.groupby("reason")["crowded"].sum().reindex(REASONS.values(), fill_value=0)
-pd.DataFrame({"pictures": counts, "share of all": (counts / len(results)).map("{:.1%}".format),
+crowded = failed.groupby("reason")["crowded"].sum()
+crowded = crowded.reindex(REASONS.values(), fill_value=0)
+pd.DataFrame({"pictures": counts,
+              "share of all": (counts / len(results)).map("{:.1%}".format),
               "with more than two objects": crowded})
 
 # %%
 examples = failed.groupby("reason").head(3)[:12].sort_values("reason")
 titles = [f"{row.prompt}: {row.reason}" for row in examples.itertuples()]
 outlines = [outlined(images[i]) for i in examples.index]
-Captioned(grid(torch.stack(outlines), titles, 4), "Failures, up to three a reason.") if outlines else "none"
+Captioned(grid(torch.stack(outlines), titles, 4),
+          "Failures, up to three a reason.") if outlines else "none"
 
 # %%
 common = counts.drop("not aligned")
 Markdown(f"""
-{len(failed)} of {len(results):,} pictures fail strict. Of these, {common.sum()} fail loose as well, most
-often because '{common.idxmax()}' ({common.max()} pictures), and {crowded.drop("not aligned").sum()} of them
-show more than two objects.
+{len(failed)} of {len(results):,} pictures fail strict. Of these, {common.sum()} fail
+loose as well, most often because '{common.idxmax()}' ({common.max()} pictures), and
+{crowded.drop("not aligned").sum()} of them show more than two objects.
 """)
 
 # %% [markdown]
@@ -237,21 +261,26 @@ show more than two objects.
 # overlap, which lowers their ceiling.
 
 # %%
-modes = {"model, clean": results, "model, paper": score(images, told, "paper"), "true scenes, clean": truth,
+modes = {"model, clean": results, "model, paper": score(images, told, "paper"),
+         "true scenes, clean": truth,
          "true scenes, paper": ceiling(prompts, per_prompt, seed, mode="paper"),
-         "authors' scenes, paper": ceiling(prompts, per_prompt, seed, preset="paper", mode="paper")}
-pd.DataFrame({name: summarise(frame)["mean"] for name, frame in modes.items()}).loc[list(METRICS)].round(3)
+         "authors' scenes, paper": ceiling(prompts, per_prompt, seed, preset="paper",
+                                           mode="paper")}
+pd.DataFrame({name: summarise(frame)["mean"]
+              for name, frame in modes.items()}).loc[list(METRICS)].round(3)
 
 # %%
 theirs = summarise(modes["authors' scenes, paper"])["mean"]
 by_box = modes["true scenes, paper"]
 beside = by_box[by_box["relation"].isin(["left", "right"])]
-level = beside.groupby(beside["pair"].str.contains("triangle"))["strict"].mean().reindex([True, False])
+with_triangle = beside["pair"].str.contains("triangle")
+level = beside.groupby(with_triangle)["strict"].mean().reindex([True, False])
 Markdown(f"""
-On the authors' own scenes a perfect model would get loose {theirs['loose']:.2f} and strict
-{theirs['strict']:.2f}: their models' scores must be read against that. On our scenes, strict for left and
-right is {level[True]:.2f} with a triangle and {level[False]:.2f} without under their definition of the
-centre. Numbers of this book are in mode clean unless they say otherwise.
+On the authors' own scenes a perfect model would get loose {theirs['loose']:.2f} and
+strict {theirs['strict']:.2f}: their models' scores must be read against that. On our
+scenes, strict for left and right is {level[True]:.2f} with a triangle and
+{level[False]:.2f} without under their definition of the centre. Numbers of this book
+are in mode clean unless they say otherwise.
 """)
 
 # %% [markdown]
@@ -269,23 +298,26 @@ centre. Numbers of this book are in mode clean unless they say otherwise.
 # the paper's values, not tuned. A small check on fewer prompts:
 
 # %%
-tries = ((1.0, 14), (2.0, 14), (4.5, 14), (7.0, 14), (4.5, 6), (4.5, 30)) if full else ((1.0, 2), (4.5, 4))
+tries = (((1.0, 14), (2.0, 14), (4.5, 14), (7.0, 14), (4.5, 6), (4.5, 30)) if full
+         else ((1.0, 2), (4.5, 4)))
 some = prompts[:44] if full else prompts[:3]
 tried = {}
 for w, n in tries:
     pictures = net.images(some, list(range(len(some))), guidance=w, steps=n)
     tried[f"w = {w}, {n} steps"] = summarise(score(pictures, some))
-by_metric = {metric: pd.DataFrame({name: table.loc[metric] for name, table in tried.items()}).T
+by_metric = {metric: pd.DataFrame({name: table.loc[metric]
+                                   for name, table in tried.items()}).T
              for metric in ("color", "unique_binding", "loose", "strict")}
 Captioned(intervals(by_metric, "share of pictures", (-0.02, 1.02)),
-          f"Guidance w and number of steps, {len(some)} prompts with one picture each; 95 % intervals.")
+          f"Guidance w and number of steps, {len(some)} prompts with one picture each; "
+          "95 % intervals.")
 
 # %%
 by_setting = by_metric["loose"]["mean"]
 Markdown(f"""
-The book samples with w = {GUIDANCE} and {STEPS} steps. Loose lies between {by_setting.min():.2f}
-({by_setting.idxmin()}) and {by_setting.max():.2f} among these settings. Intervals this wide tell a broken
-setting from a working one, and no more.
+The book samples with w = {GUIDANCE} and {STEPS} steps. Loose lies between
+{by_setting.min():.2f} ({by_setting.idxmin()}) and {by_setting.max():.2f} among these
+settings. Intervals this wide tell a broken setting from a working one, and no more.
 """)
 
 # %% [markdown]

@@ -5,7 +5,7 @@
 # at which word. **Do a few heads stand out by what they look at, one for the relation and one for the shapes,
 # as claim C5 says?**
 #
-# A pattern of one head at one step is a table of 64 places by a dozen tokens, and a run has thousands of them.
+# A pattern of one head at one step is a table of 64 image tokens by a dozen text tokens, and a run has thousands of them.
 # The synopsis reduces each to a few numbers that mean the same for every prompt and every picture.
 
 # %% tags=["parameters"]
@@ -19,15 +19,23 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits.ablation import heads_of, name
-from spatial_circuits.captions import ROLES, parse
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.plots import Captioned, lines
-from spatial_circuits.plots_heads import attention_rows, head_grid
-from spatial_circuits.pretrained import load
-from spatial_circuits.sample import STEPS
-from spatial_circuits.scenes import RELATIONS
-from spatial_circuits.synopsis import CLASSES, VALUES, object_masks, ranking, scores, synopsis
+from spatial_circuits.analyses.heads import head_name, heads_of
+from spatial_circuits.analyses.synopsis import (
+    CLASSES,
+    VALUES,
+    attention_scores,
+    object_masks,
+    ranking,
+    synopsis,
+)
+from spatial_circuits.book.figures import Captioned, lines
+from spatial_circuits.book.head_figures import attention_rows, head_grid
+from spatial_circuits.claims.judges import APART
+from spatial_circuits.data.captions import ROLES, parse
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.model.sampler import STEPS
+from spatial_circuits.model.store import load
 
 net = load(model).fast()
 full = scale == "full"
@@ -46,9 +54,12 @@ per_prompt = 4 if full else 1
 told = prompts[0]
 picture = net.images([told], [seed])
 places, seen = object_masks(picture, [told])
-Captioned(attention_rows({"soft mask": places[0].view(-1, 8, 8)}, CLASSES, "share of the cell", picture[0], 1.0),
-          f"Places of one picture, \"{told}\": the masks are empty unless each object is found exactly once.",
-          "Three 8 by 8 masks, object 1, object 2 and background, beside the picture they come from.")
+Captioned(attention_rows({"soft mask": places[0].view(-1, 8, 8)}, CLASSES,
+                         "share of the cell", picture[0], 1.0),
+          f"Places of one picture, \"{told}\": the masks are empty unless each object "
+          "is found exactly once.",
+          "Three 8 by 8 masks, object 1, object 2 and background, beside the picture "
+          "they come from.")
 
 # %% [markdown]
 # <aside class="margin">
@@ -73,14 +84,16 @@ Captioned(attention_rows({"soft mask": places[0].view(-1, 8, 8)}, CLASSES, "shar
 
 # %%
 blocks, text = net.transformer.transformer_blocks, net.encoder.encode(prompts)
-calls, images = STEPS * len(heads_of(net)) * 64, len(prompts) * per_prompt       # patterns of a picture: [calls, T]
-whole = calls * 2 * images * text.mask.shape[1] * 2                             # both halves, 2 bytes
+# patterns of a picture: [calls, T]
+calls, images = STEPS * len(heads_of(net)) * 64, len(prompts) * per_prompt
+whole = calls * 2 * images * text.mask.shape[1] * 2  # both branches, 2 bytes
 batch = calls * 2 * min(32, images) * len(ROLES) * 2
 kept = 2 * STEPS * len(heads_of(net)) * len(CLASSES) * len(ROLES) * len(prompts) * 4 * 2
 Markdown(f"""
-All cross-attention patterns of these {images} pictures would take {STEPS} steps x {len(heads_of(net))} heads x 64
-places x {text.mask.shape[1]} tokens x 2 halves x {images} x 2 bytes = {whole / 1e6:.0f} MB and grow with their
-number. Here a batch holds {batch / 1e6:.0f} MB, and what remains is a table of {kept / 1e6:.0f} MB.
+All cross-attention patterns of these {images} pictures would take {STEPS} steps x
+{len(heads_of(net))} heads x 64 image tokens x {text.mask.shape[1]} text tokens x 2 CFG
+branches x {images} x 2 bytes = {whole / 1e6:.0f} MB and grow with their number. Here a
+batch holds {batch / 1e6:.0f} MB, and what remains is a table of {kept / 1e6:.0f} MB.
 """)
 
 # %% [markdown]
@@ -91,14 +104,16 @@ number. Here a batch holds {batch / 1e6:.0f} MB, and what remains is a table of 
 
 # %%
 found = synopsis(net, prompts, per_prompt, seed + 1)
-share = found.table("share")                                                    # [P, L, H, 3, R] mean over the steps
-mean = dict(zip(CLASSES, share.mean(0).movedim(2, 0)))                          # place -> [L, H, R]
-null = found.table("share", "uncond")[..., :5].sum(-1)                           # colours, shapes and the relation
+share = found.table("share")  # [P, L, H, 3, R] mean over the steps
+mean = dict(zip(CLASSES, share.mean(0).movedim(2, 0)))  # place -> [L, H, R]
+# colours, shapes and the relation
+null = found.table("share", "uncond")[..., :5].sum(-1)
 Markdown(f"""
-{int(found.images.sum())} pictures count; {int(found.failed.sum())} were left out since an object was missing or
-found twice. Guidance also runs the model with the empty prompt, where there is no colour, shape or relation to look
-at: these roles get {float(null.max()):.3f}, and all attention rests on the end token (and what else the encoder
-adds). Everything below is the conditional half.
+{int(found.images.sum())} pictures count; {int(found.failed.sum())} were left out since
+an object was missing or found twice. Guidance also runs the model with the empty
+prompt, where there is no colour, shape or relation to look at: these roles get
+{float(null.max()):.3f}, and all attention rests on the end token (and what else the
+encoder adds). Everything below is the conditional branch.
 """)
 
 # %% [markdown]
@@ -111,25 +126,29 @@ def seen_from(place: str, *roles: str) -> torch.Tensor:
     """Mean share [L, H] of attention from a place to some roles together."""
     return mean[place][..., [ROLES.index(r) for r in roles]].sum(-1)
 
-panels = {f"{place} → {role}": seen_from(place, role) for role in ("relation", "shape1", "shape2")
-          for place in CLASSES}
+panels = {f"{place} → {role}": seen_from(place, role)
+          for role in ("relation", "shape1", "shape2") for place in CLASSES}
 Captioned(head_grid(panels, "share of attention", columns=3, tall=0.75),
-          "Share of attention from each place to the relation and to both shapes, mean over steps and pictures. A "
-          "relation head is bright in the upper row, an object head on the diagonal of the lower two rows.",
-          "Nine heat maps of layers by heads: from object 1, object 2 and background to relation, shape 1, shape 2.")
+          "Share of attention from each place to the relation and to both shapes, mean "
+          "over steps and pictures. A relation head is bright in the upper row, an "
+          "object head on the diagonal of the lower two rows.",
+          "Nine heat maps of layers by heads: from object 1, object 2 and background "
+          "to relation, shape 1, shape 2.")
 
 # %%
 table = ranking(found)
 TOP = {score: rows.reset_index(drop=True) for score, rows in table.groupby("score")}
 def heads(score: str, count: int = 1) -> list[tuple[int, int]]:
     """The best heads (layer, head) by a score."""
-    return list(TOP[score][["layer", "head"]].head(count).itertuples(index=False, name=None))
+    return list(TOP[score][["layer", "head"]].head(count)
+                .itertuples(index=False, name=None))
 
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """A ranking as text: mean with its interval, and p."""
-    value = [f"{r.mean_:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in rows.rename(columns={"mean": "mean_"}).itertuples()]
-    return pd.DataFrame({"score": value, **({"p": [f"{p:.3f}" for p in rows["p"]]} if "p" in rows else {})},
-                        index=list(rows["name"]))
+    value = [f"{r.mean_:.3f} [{r.low:.3f}, {r.high:.3f}]"
+             for r in rows.rename(columns={"mean": "mean_"}).itertuples()]
+    chance = {"p": [f"{p:.3f}" for p in rows["p"]]} if "p" in rows else {}
+    return pd.DataFrame({"score": value, **chance}, index=list(rows["name"]))
 
 # %% [markdown]
 # ## Two scores
@@ -146,21 +165,26 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
 # bootstraps over prompts.
 
 # %%
-pd.concat({score: shown(rows.head(6)) for score, rows in TOP.items()}, names=["score", "head"])
+pd.concat({score: shown(rows.head(6)) for score, rows in TOP.items()},
+          names=["score", "head"])
 
 # %%
 SURE = {score: rows[rows["p"] < 0.05] for score, rows in TOP.items()}
 def apart(score: str) -> str:
     """Whether the best head stands apart from the second by this score, in words."""
     a, b = TOP[score].iloc[0], TOP[score].iloc[1]
-    verb = "stands apart from" if a["low"] > b["high"] else "does not stand apart from"
-    return f"**{a['name']}** ({a['mean']:.2f} [{a['low']:.2f}, {a['high']:.2f}]) {verb} {b['name']} ({b['mean']:.2f})"
+    verb = "does not stand apart from"
+    if a["mean"] >= APART * b["mean"]:
+        verb = f"has at least {APART:g} times the score of"
+    return (f"**{a['name']}** ({a['mean']:.2f} [{a['low']:.2f}, {a['high']:.2f}]) "
+            f"{verb} {b['name']} ({b['mean']:.2f})")
 
 Markdown(f"""
-Object: {apart('object')}. Relation: {apart('relation')}. {len(SURE['relation'])} heads pass the test for the
-relation ({', '.join(SURE['relation']['name']) or 'none'}), {len(SURE['object'])} for the shapes. The smallest
-possible p is {len(heads_of(net)) / 2001:.3f}, the number of heads over that of shuffles. A small p says that a head
-tells the words apart, not that it matters: compare the scores.
+Object: {apart('object')}. Relation: {apart('relation')}. {len(SURE['relation'])} heads
+pass the test for the relation ({', '.join(SURE['relation']['name']) or 'none'}),
+{len(SURE['object'])} for the shapes. The smallest possible p is
+{len(heads_of(net)) / 2001:.3f}, the number of heads over that of shuffles. A small p
+says that a head tells the words apart, not that it matters: compare the scores.
 """)
 
 # %% [markdown]
@@ -171,9 +195,11 @@ tells the words apart, not that it matters: compare the scores.
 # %%
 def leaders(value: str, step: str, score: str) -> str:
     """The three best heads by a score made from another value."""
-    score_of = scores(found.table(value, "cond", step).nan_to_num())[score].mean(0)
+    table = found.table(value, "cond", step).nan_to_num()
+    score_of = attention_scores(table)[score].mean(0)
     best = score_of.flatten().topk(3).indices.tolist()
-    return ", ".join(f"{name(*divmod(i, score_of.shape[1]))} {score_of.flatten()[i]:.2f}" for i in best)
+    return ", ".join(f"{head_name(*divmod(i, score_of.shape[1]))} "
+                     f"{score_of.flatten()[i]:.2f}" for i in best)
 
 ways = [(v, s) for v in VALUES for s in ("mean", "max") if (v, s) != ("sum", "max")]
 choice = pd.DataFrame({score: [leaders(v, s, score) for v, s in ways] for score in TOP},
@@ -182,12 +208,12 @@ choice
 
 # %%
 firsts = {score: sorted({row.split()[0] for row in choice[score]}) for score in TOP}
-same = {score: "the same head leads under all of them" if len(set(f)) == 1 else f"the lead depends on it ({', '.join(f)})"
-        for score, f in firsts.items()}
+same = {score: "the same head leads under all of them" if len(set(f)) == 1
+        else f"the lead depends on it ({', '.join(f)})" for score, f in firsts.items()}
 Markdown(f"""
-For the object score {same['object']}; for the relation {same['relation']}. The maximum over steps, taken picture by
-picture, is never below the mean and rewards a head that looks at the right word once. The rest of the book uses
-*per token, mean*.
+For the object score {same['object']}; for the relation {same['relation']}. The maximum
+over steps, taken picture by picture, is never below the mean and rewards a head that
+looks at the right word once. The rest of the book uses *per token, mean*.
 """)
 
 # %% [markdown]
@@ -197,22 +223,30 @@ picture, is never below the mean and rewards a head that looks at the right word
 # object 1's attention that goes to the whole phrase.
 
 # %%
-relation = [RELATIONS[parse(p).relation] for p, n in zip(found.prompts, found.images) if n]
+relation = [RELATIONS[parse(p).relation] for p, n in zip(found.prompts, found.images)
+            if n]
 said = [r for r in RELATIONS if r in relation]
 leading = heads("relation", max(2, min(4, len(SURE["relation"]))))
-to_phrase = share[..., CLASSES.index("object 1"), ROLES.index("relation")]     # [P, L, H]
-by_relation = pd.DataFrame({name(*h): [float(to_phrase[[r == s for r in relation], h[0], h[1]].mean()) for s in said]
-                            for h in leading}, index=[s.replace("_", " ") for s in said])
+to_phrase = share[..., CLASSES.index("object 1"), ROLES.index("relation")]  # [P, L, H]
+def by_said(head: tuple[int, int]) -> list[float]:
+    """Mean share of a head for each relation, in the order of `said`."""
+    of_head = to_phrase[:, head[0], head[1]]
+    return [float(of_head[[r == s for r in relation]].mean()) for s in said]
+
+by_relation = pd.DataFrame({head_name(*h): by_said(h) for h in leading},
+                           index=[s.replace("_", " ") for s in said])
 by_relation.round(2)
 
 # %%
 best = by_relation.idxmax(axis=1)
 Markdown(f"""
-Looked at relation by relation, the most attentive head is {'; '.join(f"{h} for {', '.join(best.index[best == h])}"
-for h in dict.fromkeys(best))}. {'No single head serves all relations.' if best.nunique() > 1 else
-'One head serves all relations.'} An average over all prompts hides this division. The score also divides by the
-length of the phrase, so that a head which reads one word of "to the left of" and ignores the other three is counted
-at a quarter of what it does; [chapter 7](07_relation_head.ipynb) goes to single words.
+Looked at relation by relation, the most attentive head is
+{'; '.join(f"{h} for {', '.join(best.index[best == h])}" for h in dict.fromkeys(best))}.
+{'No single head serves all relations.' if best.nunique() > 1 else
+'One head serves all relations.'} An average over all prompts hides this division. The
+score also divides by the length of the phrase, so that a head which reads one word of
+"to the left of" and ignores the other three is counted at a quarter of what it does;
+[chapter 7](07_relation_head.ipynb) goes to single words.
 """)
 
 # %% [markdown]
@@ -221,40 +255,49 @@ at a quarter of what it does; [chapter 7](07_relation_head.ipynb) goes to single
 # The paper names no head for colours. The same table has them.
 
 # %%
-panels = {f"{place} → {role}": seen_from(place, role) for place in CLASSES[:2] for role in ("colour1", "colour2")}
+panels = {f"{place} → {role}": seen_from(place, role) for place in CLASSES[:2]
+          for role in ("colour1", "colour2")}
 Captioned(head_grid(panels, "share of attention"),
-          "Share of attention from the objects to the colour words. The second and third panel are the other object's "
-          "colour.",
+          "Share of attention from the objects to the colour words. The second and "
+          "third panel are the other object's colour.",
           "Four heat maps of layers by heads: from each object to each colour word.")
 
 # %%
 def interval(values: torch.Tensor) -> pd.DataFrame:
-    """Mean over prompts of [P, L, H] with a 95 % bootstrap, a row a head, the largest first."""
+    """Mean over prompts of [P, L, H] with a 95 % bootstrap, a row a head."""
     flat, rng = values.flatten(1).numpy(), np.random.default_rng(seed)
-    draws = rng.multinomial(len(flat), np.full(len(flat), 1 / len(flat)), 2000) / len(flat) @ flat
-    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    return pd.DataFrame({"name": [name(*h) for h in heads_of(net)], "mean": flat.mean(0), "low": low, "high": high})
+    counts = rng.multinomial(len(flat), np.full(len(flat), 1 / len(flat)), 2000)
+    low, high = np.percentile(counts / len(flat) @ flat, [2.5, 97.5], axis=0)
+    return pd.DataFrame({"name": [head_name(*h) for h in heads_of(net)],
+                         "mean": flat.mean(0), "low": low, "high": high})
 
-to_colour = share[..., :2, [ROLES.index("colour1"), ROLES.index("colour2")]]    # [P, L, H, object, colour word]
+# [P, L, H, object, colour word]
+to_colour = share[..., :2, [ROLES.index("colour1"), ROLES.index("colour2")]]
 any_colour = interval(to_colour.sum(-1).mean(-1))
-own_colour = interval((to_colour[..., [0, 1], [0, 1]] - to_colour[..., [0, 1], [1, 0]]).mean(-1))
+own_colour = interval((to_colour[..., [0, 1], [0, 1]] - to_colour[..., [0, 1], [1, 0]])
+                      .mean(-1))
 order = any_colour.sort_values("mean", ascending=False).index[:6]
 pd.DataFrame({"any colour word": shown(any_colour.loc[order])["score"],
               "own minus other": shown(own_colour.loc[order])["score"],
-              **{k: [float(v[h]) for h in (heads_of(net)[i] for i in order)] for k, v in panels.items()}}).round(2)
+              **{k: [float(v[h]) for h in (heads_of(net)[i] for i in order)]
+                 for k, v in panels.items()}}).round(2)
 
 # %%
 turned = own_colour[own_colour["high"] < -0.05].sort_values("mean")
 crossed = panels["object 2 → colour1"]
 across = divmod(int(crossed.argmax()), crossed.shape[1])
+own_most = float(panels["object 2 → colour2"].max())
+listed = ", ".join(f"{h} ({m:+.2f})" for h, m in zip(turned["name"], turned["mean"]))
+doubt = ("In this data the two colours always differ, so that the first colour word "
+         "tells both colours: it looks as if the model made use of that.")
 Markdown(f"""
-The leading colour head is {any_colour.loc[order[0], 'name']} with {any_colour.loc[order[0], 'mean']:.2f} of the
-objects' attention on colour words. Heads that look at the *other* object's colour more than at their own:
-{', '.join(f"{h} ({m:+.2f})" for h, m in zip(turned['name'], turned['mean'])) or 'none'}.
-Object 2 looks at the colour of object 1 with {float(crossed.max()):.2f} in {name(*across)}, and at its own colour with
-{float(panels['object 2 → colour2'].max()):.2f} at most in any head. {'''In this data the two colours always differ, so
-that the first colour word tells both colours: it looks as if the model made use of that.''' if
-float(crossed.max()) > float(panels['object 2 → colour2'].max()) else ''} [Chapter 8](08_object_head.ipynb) tests it.
+The leading colour head is {any_colour.loc[order[0], 'name']} with
+{any_colour.loc[order[0], 'mean']:.2f} of the objects' attention on colour words. Heads
+that look at the *other* object's colour more than at their own:
+{listed or 'none'}. Object 2 looks at the colour of object 1 with
+{float(crossed.max()):.2f} in {head_name(*across)}, and at its own colour with
+{own_most:.2f} at most in any head. {doubt if float(crossed.max()) > own_most else ''}
+[Chapter 8](08_object_head.ipynb) tests it.
 """)
 
 # %% [markdown]
@@ -263,32 +306,37 @@ float(crossed.max()) > float(panels['object 2 → colour2'].max()) else ''} [Cha
 # The same shares step by step, for the leading heads of each kind.
 
 # %%
-counted = found.share[found.images > 0, 1].mean(0)                              # [steps, L, H, 3, R]
+counted = found.share[found.images > 0, 1].mean(0)  # [steps, L, H, 3, R]
 def curve(head: tuple[int, int], *pairs: tuple[int, str]) -> np.ndarray:
     """Share at each step, the mean of (object, role) pairs."""
-    return torch.stack([counted[:, head[0], head[1], k, ROLES.index(r)] for k, r in pairs]).mean(0).numpy()
+    return torch.stack([counted[:, head[0], head[1], k, ROLES.index(r)]
+                        for k, r in pairs]).mean(0).numpy()
 
 colour_heads = [heads_of(net)[i] for i in order[:2]]
 kinds = {"1 → relation": [(0, "relation")], "own shape": [(0, "shape1"), (1, "shape2")],
          "1 → colour 1": [(0, "colour1")], "2 → colour 1": [(1, "colour1")]}
 chosen = list(dict.fromkeys(leading[:3] + heads("object") + colour_heads))
-curves = {kind: pd.DataFrame({name(*h): curve(h, *pairs) for h in chosen}) for kind, pairs in kinds.items()}
+curves = {kind: pd.DataFrame({head_name(*h): curve(h, *pairs) for h in chosen})
+          for kind, pairs in kinds.items()}
 Captioned(lines(curves, "step", "share of attention", ylim=(0, 1)),
-          "Attention of the leading heads at each sampling step: object 1 to the relation, each object to its own shape, "
-          "and both objects to the first colour. At step 0 the latent is pure noise.",
-          "Four line plots of attention over steps: to the relation, to the own shape, to the first colour.")
+          "Attention of the leading heads at each sampling step: object 1 to the "
+          "relation, each object to its own shape, and both objects to the first "
+          "colour. At step 0 the latent is pure noise.",
+          "Four line plots of attention over steps: to the relation, to the own shape, "
+          "to the first colour.")
 
 # %%
 def fall(curve: pd.Series) -> str:
     """First, largest and last value of a curve."""
-    return (f"{curve.iloc[0]:.2f} at step 0, {curve.max():.2f} at most (step {curve.idxmax()}), {curve.iloc[-1]:.2f} "
-            "at the end")
+    return (f"{curve.iloc[0]:.2f} at step 0, {curve.max():.2f} at most (step "
+            f"{curve.idxmax()}), {curve.iloc[-1]:.2f} at the end")
 
 r, o = leading[0], heads("object")[0]
 Markdown(f"""
-{name(*r)} to the relation: {fall(curves['1 → relation'][name(*r)])}. {name(*o)} to the own shape:
-{fall(curves['own shape'][name(*o)])}. The places are those of the *finished* picture, so that the first value says
-that attention is already at the right place while the latent is nothing but noise.
+{head_name(*r)} to the relation: {fall(curves['1 → relation'][head_name(*r)])}.
+{head_name(*o)} to the own shape: {fall(curves['own shape'][head_name(*o)])}. The places
+are those of the *finished* picture, so that the first value says that attention is
+already at the right place while the latent is nothing but noise.
 """)
 
 # %% [markdown]
@@ -300,36 +348,46 @@ that attention is already at the right place while the latent is nothing but noi
 # %%
 ends = {place: seen_from(place, "end") for place in CLASSES}
 Captioned(head_grid(ends, "share of attention", columns=3, tall=0.75),
-          "Share of attention on the end token: a head that is bright from all places rests there.",
-          "Three heat maps of layers by heads: attention to the end token from each place.")
+          "Share of attention on the end token: a head that is bright from all places "
+          "rests there.",
+          "Three heat maps of layers by heads: attention to the end token from each "
+          "place.")
 
 # %%
 resting = [h for h in heads_of(net) if min(float(e[h]) for e in ends.values()) > 0.5]
-fourth = SURE["relation"]["name"].iloc[-1] if len(SURE["relation"]) > 1 else "the last of them"
+fourth = (SURE["relation"]["name"].iloc[-1] if len(SURE["relation"]) > 1
+          else "the last of them")
 Markdown(f"""
-{len(resting)} of {len(heads_of(net))} heads give the end token more than half of their attention from every place.
-The token is the same in every prompt (but for its position), so they can learn little from it: it is where a head
-goes that has nothing to read. The opposite error is as easy. Of the {len(SURE['relation'])} heads that pass the
-test for the relation, some may do nothing with it; {fourth}, the weakest of them, is a candidate. Only an
-intervention can tell, and [chapter 9](09_ablation.ipynb) makes it.
+{len(resting)} of {len(heads_of(net))} heads give the end token more than half of their
+attention from every place. The token is the same in every prompt (but for its
+position), so they can learn little from it: it is where a head goes that has nothing to
+read. The opposite error is as easy. Of the {len(SURE['relation'])} heads that pass the
+test for the relation, some may do nothing with it; {fourth}, the weakest of them, is a
+candidate. Only an intervention can tell, and [chapter 9](09_ablation.ipynb) makes it.
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-alone = {s: TOP[s]["low"].iloc[0] > TOP[s]["high"].iloc[1] and TOP[s]["p"].iloc[0] < 0.05 for s in TOP}
+alone = {s: TOP[s]["mean"].iloc[0] >= APART * TOP[s]["mean"].iloc[1]
+         and TOP[s]["p"].iloc[0] < 0.05 for s in TOP}
 word = {True: "holds", False: "does not hold"}
 Markdown(f"""
-- That one head stands out for the shapes **{word[alone['object']]}**: {TOP['object']['name'].iloc[0]} scores
-  {TOP['object']['mean'].iloc[0]:.2f}, the next {TOP['object']['mean'].iloc[1]:.2f}.
-- That one head stands out for the relation **{word[alone['relation']]}**: {', '.join(f"{h} {m:.2f}"
-  for h, m in TOP['relation'][['name', 'mean']].head(4).itertuples(index=False))}.
+- That one head stands out for the shapes **{word[alone['object']]}**:
+  {TOP['object']['name'].iloc[0]} scores {TOP['object']['mean'].iloc[0]:.2f}, the next
+  {TOP['object']['mean'].iloc[1]:.2f}.
+- That one head stands out for the relation **{word[alone['relation']]}**:
+  {', '.join(f"{h} {m:.2f}" for h, m in
+  TOP['relation'][['name', 'mean']].head(4).itertuples(index=False))}.
   {'They share the work by direction.' if best.nunique() > 1 else ''}
-- At step 0 the first relation head gives the relation {curves['1 → relation'][name(*r)][0]:.2f} of its attention from
-  the place where object 1 will be, and the object head gives the own shape {curves['own shape'][name(*o)][0]:.2f}.
+- At step 0 the first relation head gives the relation
+  {curves['1 → relation'][head_name(*r)][0]:.2f} of its attention from the place where
+  object 1 will be, and the object head gives the own shape
+  {curves['own shape'][head_name(*o)][0]:.2f}.
 - For colours the most attentive head is {any_colour.loc[order[0], 'name']}.
 
-Not established: that any of these heads is *used*; what it writes; and why the attention is where it is before
-there is a picture. The last is the next chapter's question.
+Not established: that any of these heads is *used*; what it writes; and why the
+attention is where it is before there is a picture. The last is the next chapter's
+question.
 """)

@@ -17,21 +17,27 @@ import torch
 from IPython.display import Markdown
 from torch.nn.functional import cosine_similarity
 
-from spatial_circuits import weights
-from spatial_circuits.ablation import heads_of, name
-from spatial_circuits.captions import ROLES, parse
-from spatial_circuits.detect import detect
-from spatial_circuits.edits import Patterns
-from spatial_circuits.hooks import run
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.noise import Noise
-from spatial_circuits.patching import FACTORS, counterpart
-from spatial_circuits.plots import Captioned, grid, heatmaps, lines
-from spatial_circuits.plots_heads import attention_rows, head_grid
-from spatial_circuits.pretrained import load
-from spatial_circuits.sample import STEPS
-from spatial_circuits.scenes import COLORS, OFFSETS, SHAPES
-from spatial_circuits.synopsis import object_masks, ranking, synopsis
+from spatial_circuits.analyses.heads import head_name, heads_of
+from spatial_circuits.analyses.synopsis import object_masks, ranking, synopsis
+from spatial_circuits.analyses.weight_maps import (
+    head_writes,
+    ov,
+    project_captions,
+    shape_keys,
+    words,
+)
+from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
+from spatial_circuits.book.head_figures import attention_rows, head_grid
+from spatial_circuits.data.captions import ROLES, parse
+from spatial_circuits.data.detect import detect
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import COLORS, OFFSETS, SHAPES
+from spatial_circuits.hooks.readers import Patterns
+from spatial_circuits.hooks.run import run
+from spatial_circuits.model.noise import Noise
+from spatial_circuits.model.sampler import STEPS
+from spatial_circuits.model.store import load
+from spatial_circuits.text.counterparts import PROMPT_FACTORS, counterpart
 
 net = load(model)
 fast, dit, encoder = net.fast(), net.transformer, net.encoder
@@ -51,17 +57,21 @@ table = ranking(found)
 top = table[table["score"] == "object"].reset_index(drop=True)
 head = (int(top["layer"][0]), int(top["head"][0]))
 
-share = found.table("share").mean(0)                                           # [L, H, 3, R]
+share = found.table("share").mean(0)  # [L, H, 3, R]
 c1, c2 = ROLES.index("colour1"), ROLES.index("colour2")
-to_colour = share[..., :2, [c1, c2]]                                           # [L, H, object, colour word]
+to_colour = share[..., :2, [c1, c2]]  # [L, H, object, colour word]
 strength = {h: float(to_colour[h].sum(-1).mean()) for h in heads_of(net)}
-colours = sorted((h for h in strength if strength[h] >= max(strength.values()) / 2), key=lambda h: -strength[h])
+colours = sorted((h for h in strength if strength[h] >= max(strength.values()) / 2),
+                 key=lambda h: -strength[h])
 coloured = strength[colours[0]] > 0.1
+listed = ", ".join(f"{head_name(*h)} ({strength[h]:.2f})" for h in colours)
+none = (f"No head looks at the colour words: {head_name(*colours[0])} does most, with "
+        f"{strength[colours[0]]:.3f}. What is said about colour heads below is about "
+        "heads that only come first in a list.")
 Markdown(f"""
-Object head: **{name(*head)}**, score {top['mean'][0]:.2f}; the next, {top['name'][1]}, has {top['mean'][1]:.2f}.
-{f"Colour heads: {', '.join(f'{name(*h)} ({strength[h]:.2f})' for h in colours)}." if coloured else
-f"No head looks at the colour words: {name(*colours[0])} does most, with {strength[colours[0]]:.3f}. What is "
-"said about colour heads below is about heads that only come first in a list."}
+Object head: **{head_name(*head)}**, score {top['mean'][0]:.2f}; the next,
+{top['name'][1]}, has {top['mean'][1]:.2f}.
+{f"Colour heads: {listed}." if coloured else none}
 """)
 
 # %% [markdown]
@@ -70,7 +80,9 @@ f"No head looks at the colour words: {name(*colours[0])} does most, with {streng
 # One prompt and its opposite, from the same noise. (The runs of this chapter: half a minute on two cores.)
 
 # %%
-told = [p for prompt in prompts for p in (prompt, *(counterpart(prompt, f) for f in FACTORS))]      # 4 a prompt
+# 4 a prompt
+told = [p for prompt in prompts
+        for p in (prompt, *(counterpart(prompt, f) for f in PROMPT_FACTORS))]
 seeds = [seed + i // 4 for i in range(len(told))]
 reader = Patterns([head, *colours])
 latents = run(fast, told, seeds, reader)
@@ -78,16 +90,21 @@ images, roles = fast.vae.decode(latents), encoder.encode(told).roles
 
 def role_maps(h: tuple[int, int], role: str) -> torch.Tensor:
     """Attention [B, steps, N] of a head to the tokens of a role, in every run."""
-    return torch.stack([m[..., [r == role for r in row]].sum(-1) for m, row in zip(reader.maps[h], roles)])
+    return torch.stack([m[..., [r == role for r in row]].sum(-1)
+                        for m, row in zip(reader.maps[h], roles)])
 
 shapes = {k: role_maps(head, f"shape{k}") for k in (1, 2)}
 
 # %%
 steps = [0, 1, 2, 4, 6, 8, 10, 13]
-rows = {f"{which}, shape {k}": shapes[k][i, steps].unflatten(-1, (8, 8)) for i, which in enumerate("AB") for k in (1, 2)}
-Captioned(attention_rows(rows, [f"step {s}" for s in steps], "attention", images[[0, 0, 1, 1]], 1.0),
-          f"{name(*head)} on the two shape words, for A, \"{told[0]}\", and B, \"{told[1]}\", from the same noise.",
-          "Four rows of attention maps over the steps: half-planes at first, later the objects' places.")
+rows = {f"{which}, shape {k}": shapes[k][i, steps].unflatten(-1, (8, 8))
+        for i, which in enumerate("AB") for k in (1, 2)}
+Captioned(attention_rows(rows, [f"step {s}" for s in steps], "attention",
+                         images[[0, 0, 1, 1]], 1.0),
+          f"{head_name(*head)} on the two shape words, for A, \"{told[0]}\", and B, "
+          f"\"{told[1]}\", from the same noise.",
+          "Four rows of attention maps over the steps: half-planes at first, later the "
+          "objects' places.")
 
 # %% [markdown]
 # At first the map is a division of the whole picture, later it is the objects. How fast does it narrow? Compare three
@@ -95,26 +112,31 @@ Captioned(attention_rows(rows, [f"step {s}" for s in steps], "attention", images
 # and the other half.
 
 # %%
-places, seen = object_masks(images, told)                                      # [B, 3, 64]
-sides = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 8)] * 2, indexing="xy"), -1).flatten(0, 1)      # [N, 2]
-named = (OFFSETS[[parse(p).relation for p in told]].float() @ sides.T)         # [B, N] above 0 on the named side
+places, seen = object_masks(images, told)  # [B, 3, 64]
+sides = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 8)] * 2, indexing="xy"),
+                    -1).flatten(0, 1)  # [N, 2]
+# [B, N] above 0 on the named side
+named = (OFFSETS[[parse(p).relation for p in told]].float() @ sides.T)
 
 def part(k: int) -> dict[str, torch.Tensor]:
     """Weights [B, N] of the three parts of the picture for object k."""
     half = (named > 0 if k == 1 else named < 0).float()
     own = places[:, k - 1]
-    return {"own object": own, "rest of its half": half * (1 - own), "other half": (1 - half) * (1 - own)}
+    return {"own object": own, "rest of its half": half * (1 - own),
+            "other half": (1 - half) * (1 - own)}
 
 def seen_by(kind: str) -> torch.Tensor:
     """Mean attention [steps] to shape k from a part of the picture, both objects."""
-    w = {k: part(k)[kind][seen][:, None] for k in (1, 2)}                      # [b, 1, N]
-    return torch.stack([(w[k] * shapes[k][seen]).sum(-1) / w[k].sum(-1) for k in (1, 2)]).mean((0, 1))
+    w = {k: part(k)[kind][seen][:, None] for k in (1, 2)}  # [b, 1, N]
+    return torch.stack([(w[k] * shapes[k][seen]).sum(-1) / w[k].sum(-1)
+                        for k in (1, 2)]).mean((0, 1))
 
 narrow = pd.DataFrame({kind: seen_by(kind).numpy() for kind in part(1)})
 Captioned(lines(narrow, "step", "attention to the shape word", ylim=(0, 1)),
-          f"Attention of {name(*head)} to shape k from the final place of object k, from the rest of its half of the "
-          "picture, and from the other half.",
-          "Three curves over the steps: the rest of the half falls first, the object's own place last.")
+          f"Attention of {head_name(*head)} to shape k from the final place of object "
+          "k, from the rest of its half of the picture, and from the other half.",
+          "Three curves over the steps: the rest of the half falls first, the object's "
+          "own place last.")
 
 # %% [markdown]
 # ## When
@@ -140,16 +162,19 @@ def first_below(curve: pd.Series, level: float) -> str:
     return f"step {low[0]}" if len(low) else "no step"
 
 Markdown(f"""
-The paper's steps 4 to 8 are as noisy as our steps {nearest[4]} to {nearest[8]} (signal to noise {theirs[4]:.2f} to
-{theirs[8]:.2f}). In that window {name(*head)} gives the right shape {late:.2f} from the object's place. But it does
-so with {own[0]:.2f} at step 0 already, at a ratio of {ours[0]:.3f}; the largest value is {own.max():.2f} (step
-{own.idxmax()}). Below half it falls at {first_below(own, 0.5)}, and in the rest of the half at
-{first_below(narrow['rest of its half'], 0.5)}.
+The paper's steps 4 to 8 are as noisy as our steps {nearest[4]} to {nearest[8]} (signal
+to noise {theirs[4]:.2f} to {theirs[8]:.2f}). In that window {head_name(*head)} gives
+the right shape {late:.2f} from the object's place. But it does so with {own[0]:.2f} at
+step 0 already, at a ratio of {ours[0]:.3f}; the largest value is {own.max():.2f} (step
+{own.idxmax()}). Below half it falls at {first_below(own, 0.5)}, and in the rest of the
+half at {first_below(narrow['rest of its half'], 0.5)}.
 
-That it acts *later* {'holds' if own[0] < own.max() / 2 else 'does not hold'} for this model. What comes later is
-the narrowing: object over rest of its half is {own[0] / narrow['rest of its half'][0]:.1f} at step 0 and
-{own[nearest[8]] / narrow['rest of its half'][nearest[8]]:.1f} at step {nearest[8]}. "Later" holds for the order
-within a step: the head lies in layer {head[0]} and reads what the layers before it have written.
+That it acts *later* {'holds' if own[0] < own.max() / 2 else 'does not hold'} for this
+model. What comes later is the narrowing: object over rest of its half is
+{own[0] / narrow['rest of its half'][0]:.1f} at step 0 and
+{own[nearest[8]] / narrow['rest of its half'][nearest[8]]:.1f} at step {nearest[8]}.
+"Later" holds for the order within a step: the head lies in layer {head[0]} and reads
+what the layers before it have written.
 """)
 
 # %% [markdown]
@@ -160,26 +185,31 @@ within a step: the head lies in layer {head[0]} and reads what the layers before
 # says that it did not notice, −1 that it turned round.
 
 # %%
-difference = (shapes[1] - shapes[2]).unflatten(0, (-1, 4))                     # [P, 4, steps, N]
+difference = (shapes[1] - shapes[2]).unflatten(0, (-1, 4))  # [P, 4, steps, N]
 def agreement(factor: str, step: int) -> float:
-    """Correlation, over prompts and places, of the map with that under the changed prompt."""
-    pair = torch.stack([difference[:, 0, step].flatten(), difference[:, 1 + FACTORS.index(factor), step].flatten()])
+    """Correlation of the map with that under the changed prompt, over all tokens."""
+    changed = 1 + PROMPT_FACTORS.index(factor)
+    pair = torch.stack([difference[:, i, step].flatten() for i in (0, changed)])
     return float(torch.corrcoef(pair)[0, 1])
 
 when = [0, 2, 4, 6, 8, 10, 12]
-goes_by = pd.DataFrame({f"step {s}": {f: agreement(f, s) for f in FACTORS} for s in when})
+goes_by = pd.DataFrame({f"step {s}": {f: agreement(f, s) for f in PROMPT_FACTORS}
+                        for s in when})
 goes_by.round(2)
 
 # %%
 turns = goes_by.loc["relation", "step 0"]
 noticed = {True: "does not notice", False: "notices"}
 Markdown(f"""
-With the opposite relation the map {'turns round' if turns < -0.5 else 'does not turn round'} at step 0
-({turns:+.2f}), when the two runs see the very same noise. Another first shape leaves it at
-{goes_by.loc['shape', 'step 0']:+.2f} and other colours at {goes_by.loc['colour', 'step 0']:+.2f}: at that step the
-head {noticed[bool(goes_by.loc['shape', 'step 0'] > 0.9)]} *which* shape is to be placed and
-{noticed[bool(goes_by.loc['colour', 'step 0'] > 0.9)]} the colour; it goes by the order of the words and the
-relation. Later values also reflect that the pictures have drifted apart.
+With the opposite relation the map
+{'turns round' if turns < -0.5 else 'does not turn round'} at step 0 ({turns:+.2f}),
+when the two runs see the very same noise. Another first shape leaves it at
+{goes_by.loc['shape', 'step 0']:+.2f} and other colours at
+{goes_by.loc['colour', 'step 0']:+.2f}: at that step the head
+{noticed[bool(goes_by.loc['shape', 'step 0'] > 0.9)]} *which* shape is to be placed and
+{noticed[bool(goes_by.loc['colour', 'step 0'] > 0.9)]} the colour; it goes by the order
+of the words and the relation. Later values also reflect that the pictures have drifted
+apart.
 """)
 
 # %% [markdown]
@@ -189,50 +219,59 @@ relation. Later values also reflect that the pictures have drifted apart.
 # $W_o (W_v\,\mathrm{MLP}(e) + b_v)$ from its average over the words of a kind.
 
 # %%
-vectors = weights.words(dit, encoder, prompt_set("264"))
-def spread(words: tuple[str, ...]) -> torch.Tensor:
-    """Mean distance [L, H] of what is written for each word from the mean over the words."""
-    out = weights.ov(dit, torch.stack([vectors[w] for w in words]))            # [L, H, R, D]
+vectors = words(dit, encoder, prompt_set("264"))
+def spread(kind: tuple[str, ...]) -> torch.Tensor:
+    """Mean distance [L, H] of what is written for the words of a kind from its mean."""
+    out = ov(dit, torch.stack([vectors[w] for w in kind]))  # [L, H, R, D]
     return (out - out.mean(2, keepdim=True)).norm(dim=-1).mean(-1)
 
 apart = {"between shapes": spread(SHAPES), "between colours": spread(COLORS)}
 Captioned(head_grid(apart, "norm", {"object": [head], "colour": colours}, tall=0.8),
-          "How far apart a head's writes lie for the three shapes and for the two colours. Framed: the object head (purple) "
-          "and the colour heads (ochre).",
+          "How far apart a head's writes lie for the three shapes and for the two "
+          "colours. Framed: the object head (purple) and the colour heads (ochre).",
           "Two heat maps of layers by heads.")
 
 # %%
 WORDS = (*SHAPES, *COLORS)
 def products(h: tuple[int, int]) -> torch.Tensor:
-    """Inner products of what a head writes for each shape and colour word, the largest set to 1."""
-    out = weights.ov(dit, torch.stack([vectors[w] for w in WORDS]))[h]
+    """Inner products of what a head writes for WORDS, the largest set to 1."""
+    out = ov(dit, torch.stack([vectors[w] for w in WORDS]))[h]
     return out @ out.T / (out @ out.T).abs().max()
 
-Captioned(heatmaps({name(*h): products(h) for h in [head, *colours][:3]}, WORDS, label="inner product"),
-          "Inner products of what a head writes for the shape and colour words: the object head, then colour heads. What a "
-          "head writes little of is white.",
-          "Matrices of inner products between five words: for the object head large among shapes only.")
+Captioned(heatmaps({head_name(*h): products(h) for h in [head, *colours][:3]}, WORDS,
+                   label="inner product"),
+          "Inner products of what a head writes for the shape and colour words: the "
+          "object head, then colour heads. What a head writes little of is white.",
+          "Matrices of inner products between five words: for the object head large "
+          "among shapes only.")
 
 # %%
-keys = weights.shape_keys(dit, encoder, prompt_set("264")).flatten(0, 1)       # [2 P, D] every shape token
-kinds = {"shape": [s for p in prompt_set("264") for s in parse(p).shape], "place": [0, 1] * len(prompt_set("264"))}
+keys = shape_keys(dit, encoder, prompt_set("264"))
+keys = keys.flatten(0, 1)  # [2 P, D] every shape token
+kinds = {"shape": [s for p in prompt_set("264") for s in parse(p).shape],
+         "place": [0, 1] * len(prompt_set("264"))}
 def explained(h: tuple[int, int], kind: str) -> float:
-    """Share of the variance of a head's writes, over shape tokens, that lies between the groups of a kind."""
-    out, group = weights.ov(dit, keys)[h], torch.tensor(kinds[kind])
+    """Share of the variance of a head's writes that lies between groups of tokens."""
+    out, group = ov(dit, keys)[h], torch.tensor(kinds[kind])
     means = torch.stack([out[group == g].mean(0) for g in group])
-    return float((means - out.mean(0)).square().sum() / (out - out.mean(0)).square().sum())
+    between = (means - out.mean(0)).square().sum()
+    return float(between / (out - out.mean(0)).square().sum())
 
 ratio = float(apart["between shapes"][head] / apart["between colours"][head])
-largest = divmod(int(apart["between shapes"].argmax()), apart["between shapes"].shape[1])
-lead = ("the largest distance of all heads" if largest == head else f"while {name(*largest)} has the largest, "
-        f"{float(apart['between shapes'][largest]):.1f}")
+of_shapes = apart["between shapes"]
+largest = divmod(int(of_shapes.argmax()), of_shapes.shape[1])
+lead = ("the largest distance of all heads" if largest == head else
+        f"while {head_name(*largest)} has the largest, {float(of_shapes[largest]):.1f}")
 Markdown(f"""
-{name(*head)} keeps shapes {float(apart['between shapes'][head]):.1f} apart ({lead}) and colours
-{float(apart['between colours'][head]):.1f}: a ratio of {ratio:.0f}. Of the variance of what it writes for shape tokens,
-{explained(head, 'shape'):.1%} is between the three shapes and {explained(head, 'place'):.1%} between first and second
-place in the sentence. {'So it copies the shape and drops the rest.' if explained(head, 'shape') > 0.9 else
-'So there is more in it than the shape.'} Other heads would keep shapes apart as well, if they
-attended to them: weights say what a head could write, attention whether it does.
+{head_name(*head)} keeps shapes {float(apart['between shapes'][head]):.1f} apart
+({lead}) and colours {float(apart['between colours'][head]):.1f}: a ratio of
+{ratio:.0f}. Of the variance of what it writes for shape tokens,
+{explained(head, 'shape'):.1%} is between the three shapes and
+{explained(head, 'place'):.1%} between first and second place in the sentence.
+{'So it copies the shape and drops the rest.' if explained(head, 'shape') > 0.9 else
+'So there is more in it than the shape.'} Other heads would keep shapes apart as well,
+if they attended to them: weights say what a head could write, attention whether it
+does.
 """)
 
 # %% [markdown]
@@ -241,28 +280,32 @@ attended to them: weights say what a head could write, attention whether it does
 # prompts share nothing.
 
 # %%
-embedded = weights.captioned(dit, encoder.encode(told).embeddings)             # [B, T, D]
+embedded = project_captions(dit, encoder.encode(told).embeddings)  # [B, T, D]
 def moved(h: tuple[int, int], step: int) -> dict[str, float]:
-    """Change of a head's writes with each factor, root mean square over prompts and places, in units of their spread."""
-    out = weights.written(dit, embedded, reader.maps[h][:, step], h).unflatten(0, (-1, 4))        # [P, 4, N, D]
+    """Root mean square change of a head's writes with each factor, over their
+    spread."""
+    out = head_writes(dit, embedded, reader.maps[h][:, step], h)
+    out = out.unflatten(0, (-1, 4))  # [P, 4, N, D]
     unit = (out - out.mean((0, 1, 2))).square().mean((0, 1, 2)).sum().sqrt()
     change = (out[:, 1:] - out[:, :1]).square().mean((0, 2)).sum(-1).sqrt() / unit
-    return dict(zip(FACTORS, change.tolist()))
+    return dict(zip(PROMPT_FACTORS, change.tolist()))
 
-written = pd.DataFrame({(name(*h), f"step {s}"): moved(h, s) for h in [head, *colours] for s in (0, 4)}).T
+written = pd.DataFrame({(head_name(*h), f"step {s}"): moved(h, s)
+                        for h in [head, *colours] for s in (0, 4)}).T
 written.round(2)
 
 # %%
-object_row = written.loc[(name(*head), "step 0")]
+object_row = written.loc[(head_name(*head), "step 0")]
 only = object_row["colour"] < object_row["shape"] / 4
 Markdown(f"""
-What {name(*head)} writes at step 0 changes by {object_row['shape']:.2f} with one of the shapes, by
-{object_row['relation']:.2f} with the relation, since that decides which shape goes where, and by
-{object_row['colour']:.2f}
-with the colours. That it carries *shape only* {'holds, or rather shape *and place*, for the relation is in the map'
-if only else 'does not hold'}. The first colour head, {name(*colours[0])}, changes by
-{written.loc[(name(*colours[0]), 'step 0'), 'colour']:.2f} with the colours and by
-{written.loc[(name(*colours[0]), 'step 0'), 'shape']:.2f} with a shape.
+What {head_name(*head)} writes at step 0 changes by {object_row['shape']:.2f} with one
+of the shapes, by {object_row['relation']:.2f} with the relation, since that decides
+which shape goes where, and by {object_row['colour']:.2f}
+with the colours. That it carries *shape only*
+{'holds, or rather shape *and place*, for the relation is in the map' if only else
+'does not hold'}. The first colour head, {head_name(*colours[0])}, changes by
+{written.loc[(head_name(*colours[0]), 'step 0'), 'colour']:.2f} with the colours and by
+{written.loc[(head_name(*colours[0]), 'step 0'), 'shape']:.2f} with a shape.
 """)
 
 # %% [markdown]
@@ -272,27 +315,36 @@ if only else 'does not hold'}. The first colour head, {name(*colours[0])}, chang
 # vector from blue to red with that of the first colour head.
 
 # %%
-red_minus_blue = {h: torch.sub(*weights.ov(dit, torch.stack([vectors["red"], vectors["blue"]]))[h]) for h in colours}
-crossed = {h: float(to_colour[h].flip(1).trace() - to_colour[h].trace()) / 2 for h in colours}
-same = {h: float(cosine_similarity(red_minus_blue[h], red_minus_blue[colours[0]], dim=0)) for h in colours}
-looks = pd.DataFrame({name(*h): [*to_colour[h].flatten().tolist(), -crossed[h], same[h]] for h in colours},
-                     index=["object 1 at colour 1", "object 1 at colour 2", "object 2 at colour 1", "object 2 at colour 2",
-                            "own minus other", "writes"]).T
+of_colours = ov(dit, torch.stack([vectors["red"], vectors["blue"]]))
+red_minus_blue = {h: torch.sub(*of_colours[h]) for h in colours}
+crossed = {h: float(to_colour[h].flip(1).trace() - to_colour[h].trace()) / 2
+           for h in colours}
+lead = red_minus_blue[colours[0]]
+same = {h: float(cosine_similarity(red_minus_blue[h], lead, dim=0)) for h in colours}
+columns = [*(f"object {i} at colour {j}" for i in (1, 2) for j in (1, 2)),
+           "own minus other", "writes"]
+looks = pd.DataFrame([[*to_colour[h].flatten().tolist(), -crossed[h], same[h]]
+                      for h in colours], [head_name(*h) for h in colours], columns)
 looks.round(2)
 
 # %%
-others = [name(*h) for h in colours if crossed[h] > 0.1]
-right_sign = [h for h in others if looks.loc[h, "writes"] * looks.loc[name(*colours[0]), "own minus other"] < 0]
-at_one = [name(*h) for h in colours if to_colour[h][:, 0].sum() > to_colour[h][:, 1].sum()]
-trick = """In this data the two colours always differ, so that one word is enough, and the model has learned just that.
-It is the same trick as the relation's tag: where to look and what to write can change sign together."""
-Markdown("No head looks at the colour words enough to say which." if not coloured else f"""
-{', '.join(at_one) or 'None'} of the {len(colours)} colour heads look at the *first* colour word more than at the
-second.
-{f"{' and '.join(others)} look at it from object 2, whose colour it is not, and {len(right_sign)} of these {len(others)} "
-f"write the opposite of what {name(*colours[0])} writes: seen from object 2, *red* means blue." if others else
-'Each object looks at its own colour.'} {trick if others and len(right_sign) == len(others) else ''}
-""")
+others = [head_name(*h) for h in colours if crossed[h] > 0.1]
+own_of_lead = looks.loc[head_name(*colours[0]), "own minus other"]
+right_sign = [h for h in others if looks.loc[h, "writes"] * own_of_lead < 0]
+at_one = [head_name(*h) for h in colours
+          if to_colour[h][:, 0].sum() > to_colour[h][:, 1].sum()]
+trick = """In this data the two colours always differ, so that one word is enough, and
+the model has learned just that. It is the same trick as the relation's tag: where to
+look and what to write can change sign together."""
+crosswise = f"""{' and '.join(others)} look at it from object 2, whose colour it is not,
+and {len(right_sign)} of these {len(others)} write the opposite of what
+{head_name(*colours[0])} writes: seen from object 2, *red* means blue."""
+Markdown(f"""
+{', '.join(at_one) or 'None'} of the {len(colours)} colour heads look at the *first*
+colour word more than at the second.
+{crosswise if others else 'Each object looks at its own colour.'}
+{trick if others and len(right_sign) == len(others) else ''}
+""" if coloured else "No head looks at the colour words enough to say which.")
 
 # %% [markdown]
 # ## A contradiction
@@ -303,7 +355,7 @@ f"write the opposite of what {name(*colours[0])} writes: seen from object 2, *re
 
 # %%
 def reworded(prompt: str, kind: str) -> str:
-    """The prompt with the second colour made equal to the first, or with a colour word left out."""
+    """The prompt with its second colour made the first, or with a colour left out."""
     one, two = (COLORS[c] for c in parse(prompt).color)
     before, after = prompt.split(" is ")
     if kind == "the same twice":
@@ -312,21 +364,28 @@ def reworded(prompt: str, kind: str) -> str:
     return f"{first} is {after}" if kind == "first unsaid" else f"{before} is {second}"
 
 def drawn(image: torch.Tensor, prompt: str) -> list[str | None]:
-    """Colours of the two objects that a prompt names by shape; None if the shape is not found exactly once."""
-    blobs = [[b for b in detect(image) if b.shape == SHAPES[s]] for s in parse(prompt).shape]
-    return [COLORS[int(b[0].color[2] > b[0].color[0])] if len(b) == 1 else None for b in blobs]
+    """Colours of the objects that a prompt names by shape; None if not found once."""
+    blobs = [[b for b in detect(image) if b.shape == SHAPES[s]]
+             for s in parse(prompt).shape]
+    return [COLORS[int(b[0].color[2] > b[0].color[0])] if len(b) == 1 else None
+            for b in blobs]
 
-asked = {kind: [reworded(p, kind) for p in prompts] for kind in ("the same twice", "first unsaid", "second unsaid")}
-painted = {kind: fast.images(list(said), [seed + i for i in range(len(said))]) for kind, said in asked.items()}
+asked = {kind: [reworded(p, kind) for p in prompts]
+         for kind in ("the same twice", "first unsaid", "second unsaid")}
+painted = {kind: fast.images(list(said), [seed + i for i in range(len(said))])
+           for kind, said in asked.items()}
 
 # %%
 def outcome(kind: str) -> dict[str, float]:
-    """Shares of pictures in which each object has the colour of the prompt that says both, and in which colours differ."""
+    """Shares of pictures with object 1, object 2 as told, and with two colours."""
     got = [drawn(i, p) for i, p in zip(painted[kind], prompts)]
-    got = [(g, [COLORS[c] for c in parse(p).color]) for g, p in zip(got, prompts) if None not in g]
-    rows = [(g[0] == w[0], g[1] == (w[0] if kind == "the same twice" else w[1]), g[0] != g[1]) for g, w in got]
+    got = [(g, [COLORS[c] for c in parse(p).color])
+           for g, p in zip(got, prompts) if None not in g]
+    rows = [(g[0] == w[0], g[1] == (w[0] if kind == "the same twice" else w[1]),
+             g[0] != g[1]) for g, w in got]
     means = torch.tensor(rows).float().mean(0).tolist() if rows else [float("nan")] * 3
-    return {**dict(zip(("object 1", "object 2", "colours differ"), means)), "pictures": len(rows)}
+    return {**dict(zip(("object 1", "object 2", "colours differ"), means)),
+            "pictures": len(rows)}
 
 outcomes = pd.DataFrame({kind: outcome(kind) for kind in painted}).T
 outcomes.round(2)
@@ -337,34 +396,40 @@ Captioned(grid(painted["the same twice"][:few], asked["the same twice"][:few], 4
           "One colour for both objects: the first pictures, not selected.")
 
 # %%
-twice, left_out = outcomes.loc["the same twice"], outcomes.loc[["first unsaid", "second unsaid"]]
+twice, left_out = outcomes.loc["the same twice"], outcomes.iloc[1:]
+one, two = left_out["object 1"].iloc[0], left_out["object 2"].iloc[1]
 Markdown(f"""
-Told to paint both in one colour, the model paints object 1 as told in {twice['object 1']:.0%} of
-{twice['pictures']:.0f}
-pictures and object 2 in {twice['object 2']:.0%}; the colours differ in {twice['colours differ']:.0%}. The first word
-{'decides' if twice['object 1'] - twice['object 2'] > 0.5 else 'does not decide alone'}. With the first colour unsaid,
-object 1 gets the one that is left in {left_out.loc['first unsaid', 'object 1']:.0%}; with the second unsaid, object
-2 in
-{left_out.loc['second unsaid', 'object 2']:.0%}{': the second word is used when there is no first' if
-left_out.loc['first unsaid', 'object 1'] > 0.9 else ''}.
+Told to paint both in one colour, the model paints object 1 as told in
+{twice['object 1']:.0%} of {twice['pictures']:.0f}
+pictures and object 2 in {twice['object 2']:.0%}; the colours differ in
+{twice['colours differ']:.0%}. The first word
+{'decides' if twice['object 1'] - twice['object 2'] > 0.5 else 'does not decide alone'}.
+With the first colour unsaid, object 1 gets the one that is left in {one:.0%}; with the
+second unsaid, object 2 in {two:.0%}{': the second word is used when there is no first'
+if one > 0.9 else ''}.
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
+names = ", ".join(head_name(*h) for h in colours)
 Markdown(f"""
-- {name(*head)} attends from the place of object k to shape k with {own[0]:.2f} at step 0. That it acts later, at steps
-  4 to 8, **{'holds' if own[0] < own.max() / 2 else 'does not hold'}** here; what happens later is that the map narrows
-  from half the picture to the object.
+- {head_name(*head)} attends from the place of object k to shape k with {own[0]:.2f} at
+  step 0. That it acts later, at steps 4 to 8,
+  **{'holds' if own[0] < own.max() / 2 else 'does not hold'}** here; what happens later
+  is that the map narrows from half the picture to the object.
 - It goes by relation and word order: with the opposite relation its map
-  {'turns round' if turns < -0.5 else 'does not turn round'} ({turns:+.2f}) while nothing but noise is there.
-- That it carries shape only **{'holds' if only else 'does not hold'}**: its writes lie {ratio:.0f} times as far
-  apart between shapes as between colours.
-- {f"The colour words are read by other heads ({', '.join(name(*h) for h in colours)})" if coloured else
-  'No head reads the colour words themselves'}. Both colours {'follow from the first word alone' if
-  twice['object 1'] - twice['object 2'] > 0.5 else
-  'do not follow from the first word alone'}: of two equal colour words the first is obeyed in {twice['object 1']:.0%}, the second in {twice['object 2']:.0%}.
+  {'turns round' if turns < -0.5 else 'does not turn round'} ({turns:+.2f}) while
+  nothing but noise is there.
+- That it carries shape only **{'holds' if only else 'does not hold'}**: its writes lie
+  {ratio:.0f} times as far apart between shapes as between colours.
+- {f"The colour words are read by other heads ({names})" if coloured else
+  'No head reads the colour words themselves'}. Both colours
+  {'follow from the first word alone' if twice['object 1'] - twice['object 2'] > 0.5
+  else 'do not follow from the first word alone'}: of two equal colour words the first
+  is obeyed in {twice['object 1']:.0%}, the second in {twice['object 2']:.0%}.
 
-Not established: that the pictures depend on these heads. That is [chapter 9](09_ablation.ipynb).
+Not established: that the pictures depend on these heads. That is [chapter
+9](09_ablation.ipynb).
 """)

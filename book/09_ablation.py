@@ -18,31 +18,48 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits.ablation import (INTACT, ablate, effects, heads_of, knock, mask_roles, mean_outputs, name,
-                                       others)
-from spatial_circuits.circuit import scout
-from spatial_circuits.metrics import METRICS, prompt_set, summarise
-from spatial_circuits.patching import (DIRECTIONS, FACTORS, METRIC, colourless, counterpart, normalised, patch,
-                                       patch_paths, prediction_effects, query_shares)
-from spatial_circuits.plots import Captioned, intervals
-from spatial_circuits.plots_heads import head_grid, tables
-from spatial_circuits.pretrained import load
-from spatial_circuits.sample import STEPS
-from spatial_circuits.scenes import RELATIONS
+from spatial_circuits.analyses.ablation import (
+    ablate,
+    greedy_ablation,
+    mask_roles,
+    mean_outputs,
+)
+from spatial_circuits.analyses.attribution import POINTS, attribute
+from spatial_circuits.analyses.circuit import heads_by_attention
+from spatial_circuits.analyses.heads import INTACT, head_name, heads_of, other_heads
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.analyses.patching import (
+    FACTOR_METRIC,
+    PATCH_DIRECTIONS,
+    normalised,
+    patch,
+    patch_paths,
+    prediction_effects,
+    query_shares,
+)
+from spatial_circuits.analyses.sweep import effects
+from spatial_circuits.book.figures import Captioned, intervals
+from spatial_circuits.book.head_figures import head_grid, heat_tables
+from spatial_circuits.data.metrics import METRICS, prompt_set
+from spatial_circuits.data.scenes import RELATIONS, REVERSE
+from spatial_circuits.model.sampler import STEPS
+from spatial_circuits.model.store import load
+from spatial_circuits.text.counterparts import PROMPT_FACTORS, colourless, counterpart
 
 net = load(model)
-quick = net.fast()                                                       # bf16 where that is faster
+quick = net.fast()  # bf16 where that is faster
 full = scale == "full"
 steps = STEPS if full else 8
-everything = prompt_set("264")                                           # each run of 22 holds every phrase
+everything = prompt_set("264")  # each run of 22 holds every phrase
 prompts, choosing, few = (everything[i:j] for i, j in
                           (((0, 44), (132, 176), (66, 88)) if full else ((0, 4),) * 3))
 
 # %%
 def listed(heads: list) -> str:
     """Heads by name, "L0H1 and L0H2"."""
-    names = [name(*h) for h in heads]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names) or "no head"
+    names = [head_name(*h) for h in heads]
+    return (" and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+            or "no head")
 
 def spelled(row: pd.Series) -> str:
     """A mean with its interval."""
@@ -54,7 +71,7 @@ def change(row: pd.Series) -> str:
 
 def on_grid(column: pd.Series) -> torch.Tensor:
     """A value by the name of a head as [L, H]; 0 for heads that were not tested."""
-    values = [column.get(name(*h), 0.0) for h in heads_of(quick)]
+    values = [column.get(head_name(*h), 0.0) for h in heads_of(quick)]
     return torch.tensor(values).view(len(net.transformer.transformer_blocks), -1)
 
 # %% [markdown]
@@ -64,24 +81,28 @@ def on_grid(column: pd.Series) -> torch.Tensor:
 # attention from the objects' places to the relation words, and *object*, attention from an object's place to
 # its own shape word minus that to the other's. The **object head** is the one with the best object score.
 # **Relation heads** have at least half of the best relation score and are heard by the object head: their
-# output $z_h$ is exchanged for that of the same prompt with the opposite relation, at the first step, and the
+# output $z_h$ is exchanged for that of the same prompt with the opposite relation (an interchange intervention), at the first step, and the
 # object head's query $q$ must turn to the opposite prompt's query $q'$ by at least a tenth,
 #
 # $$\frac{\langle q_{z_h \leftarrow z_h'} - q,\ q' - q \rangle}{\lVert q' - q \rVert^2} \ge 0.1 .$$
 
 # %%
-relation, reader, scores = scout(quick, prompts[:22], seed=seed, steps=steps)
+relation, reader, scores = heads_by_attention(
+    quick, prompts[:22], seed=seed, steps=steps)
 marked = {"relation": relation, "object": [reader]}
-named = {"relation": "relation score", "object": "object score", "turns": "share of the object head's query"}
+named = {"relation": "relation score", "object": "object score",
+         "turns": "share of the object head's query"}
 scores.rename(columns=named).head(6).round(3)
 
 # %%
-rest = scores.drop([name(*h) for h in relation])
+rest = scores.drop([head_name(*h) for h in relation])
 idle = rest[rest["turns"] < 0.1].head(1)
-looking = [f"{h} has {r['relation'] / scores['relation'].max():.0%} of the best relation score, but turns only "
-           f"{r['turns']:.0%} of the object head's query: looking is not doing." for h, r in idle.iterrows()]
+looking = [f"{h} has {r['relation'] / scores['relation'].max():.0%} of the best "
+           f"relation score, but turns only {r['turns']:.0%} of the object head's "
+           "query: looking is not doing." for h, r in idle.iterrows()]
 Markdown(f"""
-Relation heads: {listed(relation)}; object head: {name(*reader)}. {"".join(looking)}
+Relation heads: {listed(relation)}; object head: {head_name(*reader)}.
+{"".join(looking)}
 """)
 
 # %% [markdown]
@@ -94,8 +115,8 @@ Relation heads: {listed(relation)}; object head: {name(*reader)}. {"".join(looki
 #
 # </aside>
 #
-# The output $z_h$ of a head $h$ is replaced, in the half of the guidance that reads the caption, either by
-# zero or by its mean over all prompts $p$ and noises, place by place and step by step:
+# The output $z_h$ of a head $h$ is replaced, in the CFG branch that reads the caption, either by
+# zero or by its mean over all prompts $p$ and noises, for each image token and step:
 #
 # $$z_h[t, n] \leftarrow 0 \qquad \text{or} \qquad
 #   z_h[t, n] \leftarrow \tfrac1P \textstyle\sum_p z_h^{(p)}[t, n].$$
@@ -106,8 +127,10 @@ Relation heads: {listed(relation)}; object head: {name(*reader)}. {"".join(looki
 # bootstrap over prompts. (About a minute on two cores.)
 
 # %%
-mean = mean_outputs(quick, everything if full else everything[:12], steps=steps)     # [steps, 2, L, H, N, d]
-single = {name(*h): [h] for h in (heads_of(quick) if full else [*relation, reader])}
+balanced = everything if full else everything[:12]
+mean = mean_outputs(quick, balanced, steps=steps)  # [steps, 2, L, H, N, d]
+single = {head_name(*h): [h]
+          for h in (heads_of(quick) if full else [*relation, reader])}
 frames = {"mean": ablate(quick, prompts, single, seed=seed, mean=mean, steps=steps),
           "zero": ablate(quick, prompts[:22], single, seed=seed, steps=steps)}
 found = {kind: effects(frame) for kind, frame in frames.items()}
@@ -118,21 +141,28 @@ def grid_of(kind: str, metric: str) -> torch.Tensor:
     return on_grid(found[kind].xs(metric, level="metric")["change"])
 
 Captioned(head_grid({f"{metric}, {kind} ablation": grid_of(kind, metric)
-                     for metric in ("shape", "loose") for kind in ("mean", "zero")}, "change", marked),
-          "Change in shape and in loose without each head. Green frames: relation heads; purple: the object head.",
-          "Four grids of layers and heads with the change without each head; the framed heads are named above.")
+                     for metric in ("shape", "loose") for kind in ("mean", "zero")},
+                    "change", marked),
+          "Change in shape and in loose without each head. Green frames: relation "
+          "heads; purple: the object head.",
+          "Four grids of layers and heads with the change without each head; the "
+          "framed heads are named above.")
 
 # %%
 def worst(metric: str) -> pd.DataFrame:
-    """Heads by what is lost without them under mean ablation; the first is the one that matters most."""
-    return found["mean"].xs(metric, level="metric").drop(INTACT).sort_values("change", kind="stable")
+    """Heads by what is lost without them under mean ablation, the largest loss
+    first."""
+    of_metric = found["mean"].xs(metric, level="metric").drop(INTACT)
+    return of_metric.sort_values("change", kind="stable")
 
-losses = pd.DataFrame({m.replace("_", " "): worst(m).apply(change, axis=1) for m in METRICS})
-losses.loc[worst("exist_binding").index[:6].union([name(*h) for h in relation], sort=False)]
+losses = pd.DataFrame({m.replace("_", " "): worst(m).apply(change, axis=1)
+                       for m in METRICS})
+worst_six = worst("exist_binding").index[:6]
+losses.loc[worst_six.union([head_name(*h) for h in relation], sort=False)]
 
 # %%
 before = found["mean"].loc[INTACT, "mean"]
-top, obj = name(*relation[0]), name(*reader)
+top, obj = head_name(*relation[0]), head_name(*reader)
 alone, eye = found["mean"].loc[top], found["mean"].loc[obj]
 lost = max(0.0, -alone.loc["loose", "change"] / before["loose"])
 drawn = "holds" if eye.loc["shape", "change_high"] < 0 else "does not hold"
@@ -141,20 +171,24 @@ rest = worst("loose").drop(obj)
 hurt = [h for h, row in rest.iterrows() if row["change_high"] < 0]
 zeroed = found["zero"].xs("loose", level="metric").drop([INTACT, obj])["change"]
 Markdown(f"""
-Without **{obj}**, the object head, shape goes from {before['shape']:.2f} to {eye.loc['shape', 'mean']:.2f}
-({change(eye.loc['shape'])}; the paper's falls by .14) and colour from {before['color']:.2f} to
-{eye.loc['color', 'mean']:.2f}. **For the object head the claim {drawn}.** Loose falls with shape, since a
-picture without the right shapes cannot be right.
+Without **{obj}**, the object head, shape goes from {before['shape']:.2f} to
+{eye.loc['shape', 'mean']:.2f} ({change(eye.loc['shape'])}; the paper's falls by .14)
+and colour from {before['color']:.2f} to {eye.loc['color', 'mean']:.2f}. **For the
+object head the claim {drawn}.** Loose falls with shape, since a picture without the
+right shapes cannot be right.
 
-Without **{top}**, the head with the best relation score, loose goes from {before['loose']:.2f} to
-{alone.loc['loose', 'mean']:.2f} ({change(alone.loc['loose'])}) and shape from {before['shape']:.2f} to
-{alone.loc['shape', 'mean']:.2f}. That is {lost:.0%} of loose, where the paper's head cost half. **For a single
-relation head the claim {single_head} on this model.**
+Without **{top}**, the head with the best relation score, loose goes from
+{before['loose']:.2f} to {alone.loc['loose', 'mean']:.2f} ({change(alone.loc['loose'])})
+and shape from {before['shape']:.2f} to {alone.loc['shape', 'mean']:.2f}. That is
+{lost:.0%} of loose, where the paper's head cost half. **For a single relation head the
+claim {single_head} on this model.**
 
-Among all heads but the object head, {len(hurt) or 'none'} {'has' if len(hurt) == 1 else 'have'} a loss of loose
-whose interval excludes zero{' (' + ', '.join(hurt) + ')' if hurt else ''}; the largest change is
-{rest['change'].min():+.2f} with means and {zeroed.min():+.2f} ({zeroed.idxmin()}) with zeros. {len(prompts)}
-prompts with one picture each do not show losses of a few hundredths.
+Among all heads but the object head, {len(hurt) or 'none'}
+{'has' if len(hurt) == 1 else 'have'} a loss of loose whose interval excludes
+zero{' (' + ', '.join(hurt) + ')' if hurt else ''}; the largest change is
+{rest['change'].min():+.2f} with means and {zeroed.min():+.2f} ({zeroed.idxmin()}) with
+zeros. {len(prompts)} prompts with one picture each do not show losses of a few
+hundredths.
 """)
 
 # %% [markdown]
@@ -168,19 +202,22 @@ prompts with one picture each do not show losses of a few hundredths.
 # from all but the relation heads and the object head. (About a minute.)
 
 # %%
-where = {name(*h): h for h in heads_of(quick)}
+where = {head_name(*h): h for h in heads_of(quick)}
 candidates = [where[n] for n in scores.index[:6 if full else 3]]
-rounds = knock(quick, choosing, mean, candidates, rounds=4 if full else 2, seed=seed + 1, steps=steps)
+rounds = greedy_ablation(quick, choosing, mean, candidates, rounds=4 if full else 2,
+                         seed=seed + 1, steps=steps)
 gone = list(rounds["head"])
 rounds.drop(columns="head").round(3)
 
 # %%
-pool = others(quick, [*relation, reader])
+pool = other_heads(quick, [*relation, reader])
 rng = np.random.default_rng(seed)
-sets = {" + ".join(name(*h) for h in gone[:k + 1]): gone[:k + 1] for k in range(len(gone))}
+sets = {" + ".join(head_name(*h) for h in gone[:k + 1]): gone[:k + 1]
+        for k in range(len(gone))}
 sets |= {"all relation heads": relation}
-sets |= {f"random {len(gone)} ({k + 1})": [pool[i] for i in rng.permutation(len(pool))[:len(gone)]]
-         for k in range(4 if full else 1)}
+for k in range(4 if full else 1):
+    drawn_heads = rng.permutation(len(pool))[:len(gone)]
+    sets[f"random {len(gone)} ({k + 1})"] = [pool[i] for i in drawn_heads]
 many = everything[:88] if full else prompts
 together = ablate(quick, many, sets, seed=seed, mean=mean, steps=steps)
 joint = effects(together)
@@ -189,27 +226,34 @@ Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
           "Scores without sets of heads (mean ablation); 95 % intervals over prompts.")
 
 # %%
-final = " + ".join(name(*h) for h in gone)
-here, everyone, intact = joint.loc[final], joint.loc["all relation heads"], joint.loc[INTACT, "mean"]
+final = " + ".join(head_name(*h) for h in gone)
+here, everyone = joint.loc[final], joint.loc["all relation heads"]
+intact = joint.loc[INTACT, "mean"]
 share, least, most = (max(0.0, -here.loc["loose", c] / intact["loose"])
                       for c in ("change", "change_high", "change_low"))
 kept = here.loc["shape", "mean"] / intact["shape"]
 null = joint.xs("loose", level="metric").filter(like="random", axis=0)["change"]
-wrong = {k: joint.loc[k, "mean"]["unique_binding"] - joint.loc[k, "mean"]["loose"] for k in (INTACT, final)}
-verdict = ("holds, with shapes kept" if share >= 1 / 3 and kept > 0.8 else
-           "does not hold, since shapes are lost too" if share >= 1 / 3 else
-           "is open: a third lies within the interval" if most >= 1 / 3 else "does not hold")
-placeless = ("objects without a place lose their shape as well" if everyone.loc["shape", "change_high"] < 0 else
-             "shapes are still drawn")
+wrong = {k: joint.loc[k, "mean"]["unique_binding"] - joint.loc[k, "mean"]["loose"]
+         for k in (INTACT, final)}
+verdict = "does not hold"
+if share >= 1 / 3:
+    verdict = ("holds, with shapes kept" if kept > 0.8
+               else "does not hold, since shapes are lost too")
+elif most >= 1 / 3:
+    verdict = "is open: a third lies within the interval"
+placeless = ("objects without a place lose their shape as well"
+             if everyone.loc["shape", "change_high"] < 0 else "shapes are still drawn")
 Markdown(f"""
-Without {listed(gone)} together, loose goes from {intact['loose']:.2f} to {here.loc['loose', 'mean']:.2f}
-({change(here.loc['loose'])}, {len(many)} prompts): {share:.0%} [{least:.0%}, {most:.0%}] of it is lost and
-{kept:.0%} of shape is kept. Pictures with both objects in the wrong places rise from {wrong[INTACT]:.0%} to
-{wrong[final]:.0%}. Random sets of that size change loose by {null.min():+.2f} to {null.max():+.2f}. **For this
-set of {len(gone)} the claim {verdict}.**
+Without {listed(gone)} together, loose goes from {intact['loose']:.2f} to
+{here.loc['loose', 'mean']:.2f} ({change(here.loc['loose'])}, {len(many)} prompts):
+{share:.0%} [{least:.0%}, {most:.0%}] of it is lost and {kept:.0%} of shape is kept.
+Pictures with both objects in the wrong places rise from {wrong[INTACT]:.0%} to
+{wrong[final]:.0%}. Random sets of that size change loose by {null.min():+.2f} to
+{null.max():+.2f}. **For this set of {len(gone)} the claim {verdict}.**
 
 Without all {len(relation)} relation heads ({listed(relation)}) loose is
-{everyone.loc['loose', 'mean']:.2f} and shape {everyone.loc['shape', 'mean']:.2f}: {placeless}.
+{everyone.loc['loose', 'mean']:.2f} and shape {everyone.loc['shape', 'mean']:.2f}:
+{placeless}.
 """)
 
 # %% [markdown]
@@ -219,33 +263,45 @@ Without all {len(relation)} relation heads ({listed(relation)}) loose is
 # show as relations that fail without one head.
 
 # %%
-one_gone = frames["mean"][frames["mean"]["condition"].isin([name(*h) for h in relation])]
+by_head = frames["mean"]
+one_gone = by_head[by_head["condition"].isin([head_name(*h) for h in relation])]
 shown = [INTACT, *(n for n in sets if not n.startswith("random"))]
 both = pd.concat([together[together["condition"].isin(shown)], one_gone])
-both = both.pivot_table(index="condition", columns="relation", values="loose", aggfunc="mean")
-order = list(dict.fromkeys([INTACT, *(name(*h) for h in relation), *shown]))
+both = both.pivot_table(index="condition", columns="relation", values="loose",
+                        aggfunc="mean")
+order = list(dict.fromkeys([INTACT, *(head_name(*h) for h in relation), *shown]))
 by_relation = both.reindex(order, columns=[r for r in RELATIONS if r in both])
-Captioned(tables({"loose": by_relation}, "loose"),
-          "Loose by relation without single relation heads and without sets; a dozen pictures a cell or fewer.")
+Captioned(heat_tables({"loose": by_relation}, "loose"),
+          "Loose by relation without single relation heads and without sets; a dozen "
+          "pictures a cell or fewer.")
 
 # %%
-lowest = by_relation.loc[[name(*h) for h in relation]].min().min()
-kinds = {"vertical": ["above", "below"], "horizontal": ["left", "right"], "diagonal": list(RELATIONS[4:])}
+lowest = by_relation.loc[[head_name(*h) for h in relation]].min().min()
+kinds = {"vertical": ["above", "below"], "horizontal": ["left", "right"],
+         "diagonal": list(RELATIONS[4:])}
 of_set = {k: by_relation.loc[final].reindex(r).mean() for k, r in kinds.items()}
 untold = by_relation.loc["all relation heads"]
-usual = [r.replace("_", " ") for r in untold.index[untold >= 0.5]]
-habits = f"Where nothing tells a side the model has habits: {', '.join(usual)} still come out right." if usual else ""
+usual = list(untold.index[untold >= 0.5])
+opposite = {r: RELATIONS[REVERSE[i]] for i, r in enumerate(RELATIONS)}
+habit = [r.replace("_", " ") for r in usual if opposite[r] not in usual]
+told_apart = [r.replace("_", " ") for r in usual if opposite[r] in usual]
+habits = (f"Without all of them the model has habits: {', '.join(habit)} still come "
+          "out right, and the opposite does not." if habit else "")
+spared = (f"That {' and '.join(told_apart)} still come out right is no habit: "
+          "something tells these opposites apart without the relation heads."
+          if told_apart else "")
 whole = query_shares(quick, few, "relation", relation, reader, seed).mean()
-part = scores.loc[[name(*h) for h in relation], "turns"]
-covered = ("No single head has half of the sum, so the others outvote the one that is missing."
-           if part.max() < 0.5 else "One head has half of the sum or more.")
+part = scores.loc[[head_name(*h) for h in relation], "turns"]
+covered = ("No single head has half of the sum, so the others outvote the one that is "
+           "missing." if part.max() < 0.5 else "One head has half of the sum or more.")
 Markdown(f"""
-Without any single relation head no relation falls below {lowest:.2f}. Without {listed(gone)}, vertical relations
-have {of_set['vertical']:.2f}, horizontal ones {of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}.
-{habits}
+Without any single relation head no relation falls below {lowest:.2f}. Without
+{listed(gone)}, vertical relations have {of_set['vertical']:.2f}, horizontal ones
+{of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}. {habits} {spared}
 
-Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object head's query, all together
-{whole['all paths']:.0%}. The relation reaches it as a sum over heads, of which the sign decides. {covered}
+Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object head's
+query, all together {whole['all paths']:.0%}. The relation reaches it as a sum over
+heads, of which the sign decides. {covered}
 """)
 
 # %% [markdown]
@@ -258,38 +314,49 @@ Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object he
 
 # %%
 circuit = [*relation, reader]
-places = {"all heads": None, "found heads": circuit, "other heads": others(quick, circuit)}
-roles = ["relation", "shape1", "shape2", "shape1+shape2", "colour1", "colour1+colour2", "filler", "end"]
+places = {"all heads": None, "found heads": circuit,
+          "other heads": other_heads(quick, circuit)}
+roles = ["relation", "shape1", "shape2", "shape1+shape2", "colour1", "colour1+colour2",
+         "filler", "end"]
 held = {role for row in net.encoder.encode(few).roles for role in row}
-roles = [r for r in roles if set(r.split("+")) <= held] if full else ["relation", "shape1", "colour1+colour2"]
-hidden = mask_roles(quick, few, {f"{r} | {p}": (r, h) for r in roles for p, h in places.items()}, seed=seed,
-                    steps=steps)
+roles = ([r for r in roles if set(r.split("+")) <= held] if full
+         else ["relation", "shape1", "colour1+colour2"])
+hidden = mask_roles(quick, few,
+                    {f"{r} | {p}": (r, h) for r in roles for p, h in places.items()},
+                    seed=seed, steps=steps)
 masked = effects(hidden)["mean"].unstack("metric")
 
 # %%
 def by_place(metric: str) -> pd.DataFrame:
     """A metric with each role (rows) hidden from each group of heads (columns)."""
-    return pd.DataFrame({p: [masked.loc[f"{r} | {p}", metric] for r in roles] for p in places}, index=roles)
+    return pd.DataFrame({p: [masked.loc[f"{r} | {p}", metric] for r in roles]
+                         for p in places}, index=roles)
 
-hiding = {m.replace("_", " "): by_place(m) for m in ("shape", "unique_binding", "loose")}
-unhidden = ", ".join(f"{m} {masked.loc[INTACT, m.replace(' ', '_')]:.2f}" for m in hiding)
-Captioned(tables(hiding, "share of pictures"),
-          f"Scores with the tokens of a role hidden from groups of heads, {len(few)} prompts with one picture each. "
-          f"With nothing hidden: {unhidden}.")
+hiding = {m.replace("_", " "): by_place(m)
+          for m in ("shape", "unique_binding", "loose")}
+unhidden = ", ".join(f"{m} {masked.loc[INTACT, m.replace(' ', '_')]:.2f}"
+                     for m in hiding)
+Captioned(heat_tables(hiding, "share of pictures"),
+          f"Scores with the tokens of a role hidden from groups of heads, {len(few)} "
+          f"prompts with one picture each. With nothing hidden: {unhidden}.")
 
 # %%
 def told(metric: str, role: str) -> str:
     """One role's three numbers as text."""
     every, own, other = hiding[metric].loc[role]
-    return f"{every:.2f} hidden from all, {own:.2f} from the found heads, {other:.2f} from the others"
+    return (f"{every:.2f} hidden from all, {own:.2f} from the found heads, {other:.2f} "
+            "from the others")
 
-words, tint = hiding["loose"].loc["relation"], hiding["unique binding"].loc["colour1+colour2"]
+words = hiding["loose"].loc["relation"]
+tint = hiding["unique binding"].loc["colour1+colour2"]
 readers = ("The found heads read them; hidden from all others they are not missed."
-           if words["found heads"] < words["other heads"] - 0.3 else "The found heads are not their only readers.")
-help_out = ("With the found heads blind, others help out a little." if words["all heads"] < words["found heads"] - 0.1
-            else "")
-elsewhere = ("The other way round: there are heads for the colours, which the two scores do not look for and the "
-             "paper does not name.") if tint["other heads"] < tint["found heads"] - 0.3 else ""
+           if words["found heads"] < words["other heads"] - 0.3
+           else "The found heads are not their only readers.")
+help_out = ("With the found heads blind, others help out a little."
+            if words["all heads"] < words["found heads"] - 0.1 else "")
+elsewhere = ("The other way round: there are heads for the colours, which the two "
+             "scores do not look for and the paper does not name."
+             if tint["other heads"] < tint["found heads"] - 0.3 else "")
 Markdown(f"""
 - The relation words: loose {told('loose', 'relation')}. {readers} {help_out}
 - The first shape word: shape {told('shape', 'shape1')}.
@@ -314,36 +381,118 @@ Markdown(f"""
 # continuous, so it sees heads whose share alone turns no picture. (Half a minute.)
 
 # %%
-every = {name(*h): [h] for h in heads_of(quick)}
-carried = {(f, d): prediction_effects(quick, few, f, every, d, steps=steps, every=2 if full else 4, seed=seed)
-           for d in DIRECTIONS for f in FACTORS}
-Captioned(head_grid({f"{f}, {d}": on_grid(t.mean()) for (f, d), t in carried.items()}, "effect e", marked, columns=3),
-          "How much of each factor a head brings (denoising) and how much is lost without it (noising). Frames as "
-          "above.", "Six grids of layers and heads, each with few bright cells.")
+every = {head_name(*h): [h] for h in heads_of(quick)}
+carried = {(f, d): prediction_effects(quick, few, f, every, d, steps=steps,
+                                      every=2 if full else 4, seed=seed)
+           for d in PATCH_DIRECTIONS for f in PROMPT_FACTORS}
+Captioned(head_grid({f"{f}, {d}": on_grid(t.mean()) for (f, d), t in carried.items()},
+                    "effect e", marked, columns=3),
+          "How much of each factor a head brings (denoising) and how much is lost "
+          "without it (noising). Frames as above.",
+          "Six grids of layers and heads, each with few bright cells.")
 
 # %%
 def with_interval(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over prompts (rows) with a 95 % bootstrap interval, a row for each column."""
-    draws = frame.to_numpy()[np.random.default_rng(0).integers(0, len(frame), (1000, len(frame)))].mean(1)
+    """Mean over prompts (rows) with a 95 % bootstrap interval, a row for each
+    column."""
+    rows = np.random.default_rng(0).integers(0, len(frame), (1000, len(frame)))
+    draws = frame.to_numpy()[rows].mean(1)
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     return pd.DataFrame({"mean": frame.mean(), "low": low, "high": high})
 
-scored = {f: with_interval(carried[f, "denoising"]) for f in FACTORS}
-leading = list(dict.fromkeys(h for t in scored.values() for h in t["mean"].nlargest(4).index))
-Captioned(intervals({f: t.loc[leading] for f, t in scored.items()}, "effect e (denoising)"),
+scored = {f: with_interval(carried[f, "denoising"]) for f in PROMPT_FACTORS}
+leading = list(dict.fromkeys(h for t in scored.values()
+                             for h in t["mean"].nlargest(4).index))
+Captioned(intervals({f: t.loc[leading] for f, t in scored.items()},
+                    "effect e (denoising)"),
           "The four leading heads of each factor; 95 % intervals over prompts.")
 
 # %%
 limit = scored["colour"]["mean"].max() / 2
-colour = [h for h in heads_of(quick) if scored["colour"].loc[name(*h), "mean"] >= limit]
-first = ", ".join(f"{f} {t['mean'].idxmax()} ({spelled(t.loc[t['mean'].idxmax()])})" for f, t in scored.items())
-parts = ", ".join(f"{name(*h)} {spelled(scored['relation'].loc[name(*h)])}" for h in relation)
-ends = ("The object head leads for the relation too, since a relation ends in which shape goes where."
-        if scored["relation"]["mean"].idxmax() == obj else "")
+colour = [h for h in heads_of(quick)
+          if scored["colour"].loc[head_name(*h), "mean"] >= limit]
+first = ", ".join(f"{f} {t['mean'].idxmax()} ({spelled(t.loc[t['mean'].idxmax()])})"
+                  for f, t in scored.items())
+parts = ", ".join(f"{head_name(*h)} {spelled(scored['relation'].loc[head_name(*h)])}"
+                  for h in relation)
+ends = ("The object head leads for the relation too, since a relation ends in which "
+        "shape goes where." if scored["relation"]["mean"].idxmax() == obj else "")
 Markdown(f"""
-The leading heads are: {first}. {ends} The relation heads bring, one by one: {parts}. Taken from the clean run alone,
-each costs less (second row of the figure), as the others go on. Heads with at least half of the best colour effect are
-from here on the **colour heads**: {listed(colour)}.
+The leading heads are: {first}. {ends} The relation heads bring, one by one: {parts}.
+Taken from the clean run alone, each costs less (second row of the figure), as the
+others go on. Heads with at least half of the best colour effect are from here on the
+**colour heads**: {listed(colour)}.
+""")
+
+# %% [markdown]
+# ### Every component at once
+#
+# <aside class="margin">
+#
+# Attribution patching: [Syed et al., 2023](bibliography.md#syed2023attribution); with integrated gradients: [Hanna
+# et al., 2024](bibliography.md#hanna2024faith).
+#
+# </aside>
+#
+# Patching costs a forward pass for each head, and there are more components than cross-attention heads: those of
+# self-attention, the MLPs, the text itself. A gradient tells of all of them by one backward pass. With $a$ a
+# component's output, $D = \lVert \hat v - \hat v_{\text{clean}} \rVert^2$ and $m$ texts $c_k$ on the way from the
+# counterpart's to the clean one,
+#
+# $$\tilde e_a = - \frac{\sum_t \frac1m \sum_k \nabla_a D(c_k) \cdot (a_{\text{clean}} - a_{\text{counterpart}})}
+#                {\sum_t \lVert \hat v_{\text{counterpart}} - \hat v_{\text{clean}} \rVert^2}, \qquad
+#   c_k = c' + \tfrac{k - 1/2}{m}\,(c - c').$$
+#
+# It is an approximation to $e$ by denoising, and stands or falls by the comparison with it.
+
+# %%
+slopes = {f: attribute(net, few, f, steps, every=2 if full else 4, seed=seed)
+          for f in PROMPT_FACTORS}
+by_head = {f: slopes[f].mean()[list(every)] for f in PROMPT_FACTORS}
+exact = {f: carried[f, "denoising"].mean() for f in PROMPT_FACTORS}
+checked = pd.DataFrame({f: {
+    "rank correlation": exact[f].corr(by_head[f], method="spearman"),
+    "correlation": exact[f].corr(by_head[f]),
+    "largest difference": (exact[f] - by_head[f]).abs().max(),
+    "first by patching": exact[f].idxmax(), "first by gradient": by_head[f].idxmax()}
+    for f in PROMPT_FACTORS}).T
+checked
+
+# %%
+def by_kind(effect: pd.Series) -> pd.DataFrame:
+    """Effects summed by layer (columns) and kind of component (rows)."""
+    kinds = {"cross-attention": r"L\d+H\d+", "self-attention": r"L\d+S\d+",
+             "MLP": r"L\d+MLP"}
+    rows = {kind: effect[effect.index.str.fullmatch(form)]
+            for kind, form in kinds.items()}
+    return pd.DataFrame({kind: row.groupby(row.index.str[:2]).sum()
+                         for kind, row in rows.items()}).T
+
+flow = {f: by_kind(slopes[f].mean()) for f in PROMPT_FACTORS}
+Captioned(heat_tables(flow, "effect by gradient", vmin=-1.0),
+          "What each kind of component carries of a factor, by layer: sums over heads "
+          "of the effect by gradient.",
+          "Three tables, one for each factor, with a row for each kind of component.")
+
+# %%
+sums = {f: t.sum(axis=1) for f, t in flow.items()}
+count, points = len(slopes["relation"].columns), POINTS
+rank = checked["rank correlation"].astype(float)
+Markdown(f"""
+Over the {len(every)} cross-attention heads the two agree in rank with a correlation of
+{rank.min():.2f} to {rank.max():.2f}, and the first head is the same for
+{(checked['first by patching'] == checked['first by gradient']).sum()} of
+{len(checked)} factors. Patching each of the {count} components takes {count + 2}
+forward passes a step, the gradient {3 + 3 * points} (a backward pass counted as two):
+{(count + 2) / (3 + 3 * points):.0f} times fewer here, and more the more heads a model
+has.
+
+Effects along one path add to more than 1, since what a head writes is carried on by
+others. For the relation, self-attention carries
+{sums['relation']['self-attention']:.2f} and the MLPs {sums['relation']['MLP']:.2f},
+beside {sums['relation']['cross-attention']:.2f}
+of all cross-attention heads; for the shape {sums['shape']['self-attention']:.2f},
+{sums['shape']['MLP']:.2f} and {sums['shape']['cross-attention']:.2f}.
 """)
 
 # %% [markdown]
@@ -353,28 +502,36 @@ from here on the **colour heads**: {listed(colour)}.
 
 # %%
 groups = {"relation heads": relation, "object head": [reader], "colour heads": colour}
-ways = {d: {f: normalised(patch(quick, few, f, groups, d, seed=seed, steps=steps), METRIC[f]) for f in FACTORS}
-        for d in DIRECTIONS}
+ways: dict = {direction: {} for direction in PATCH_DIRECTIONS}
+for direction, table in ways.items():
+    for factor in PROMPT_FACTORS:
+        runs = patch(quick, few, factor, groups, direction, seed=seed, steps=steps)
+        table[factor] = normalised(runs, FACTOR_METRIC[factor])
 
 # %%
-turned = {d: pd.DataFrame({f: t["mean"].drop(["clean", "counterpart"]) for f, t in by_factor.items()})
+turned = {d: pd.DataFrame({f: t["mean"].drop(["clean", "counterpart"])
+                           for f, t in by_factor.items()})
           for d, by_factor in ways.items()}
-Captioned(tables(turned, "counterpart to clean", xlabel="factor"),
-          "Pictures after patching groups of heads: by denoising 1 means that the group brings the whole factor, by "
-          "noising 0 means that nothing of it is left without the group.")
+Captioned(heat_tables(turned, "counterpart to clean", xlabel="factor"),
+          "Pictures after patching groups of heads: by denoising 1 means that the "
+          "group brings the whole factor, by noising 0 means that nothing of it is "
+          "left without the group.")
 
 # %%
-own = dict(zip(FACTORS, groups))
-brought = {f: spelled(ways["denoising"][f].loc[own[f]]) for f in FACTORS}
-left = {f: spelled(ways["noising"][f].loc[own[f]]) for f in FACTORS}
-off = max(abs(turned["denoising"].loc[g, f]) for f in FACTORS for g in groups if own[f] != g)
-behind = ("It moves the shapes, and the colours stay behind, so that no picture is right."
-          if turned["denoising"].loc["object head", "relation"] < 0.2 else "")
+own = dict(zip(PROMPT_FACTORS, groups))
+brought = {f: spelled(ways["denoising"][f].loc[own[f]]) for f in PROMPT_FACTORS}
+left = {f: spelled(ways["noising"][f].loc[own[f]]) for f in PROMPT_FACTORS}
+off = max(abs(turned["denoising"].loc[g, f]) for f in PROMPT_FACTORS
+          for g in groups if own[f] != g)
+behind = ("It moves the shapes, and the colours stay behind, so that no picture is "
+          "right." if turned["denoising"].loc["object head", "relation"] < 0.2 else "")
 Markdown(f"""
-Put into the counterpart's run, the relation heads bring {brought['relation']} of the relation, the object head
-{brought['shape']} of the shape, the colour heads {brought['colour']} of the colours. (Above 1, the patched run was
-right where the clean run itself was not.) A group's effect on a factor not its own is at most {off:.2f}. Taken from the
-counterpart, they leave {left['relation']}, {left['shape']} and {left['colour']}. The object head alone brings
+Put into the counterpart's run, the relation heads bring {brought['relation']} of the
+relation, the object head {brought['shape']} of the shape, the colour heads
+{brought['colour']} of the colours. (Above 1, the patched run was right where the clean
+run itself was not.) A group's effect on a factor not its own is at most {off:.2f}.
+Taken from the counterpart, they leave {left['relation']}, {left['shape']} and
+{left['colour']}. The object head alone brings
 {spelled(ways['denoising']['relation'].loc['object head'])} of the relation. {behind}
 """)
 
@@ -386,22 +543,29 @@ counterpart, they leave {left['relation']}, {left['shape']} and {left['colour']}
 
 # %%
 def stages(direction: str) -> pd.DataFrame:
-    """The relation that pictures show with a stage of the relation heads patched: 0 counterpart, 1 clean."""
-    rows = {stage: normalised(patch(quick, few, "relation", {"heads": relation}, direction, stage, seed=seed,
-                                    steps=steps), "loose").loc["heads"] for stage in ("pattern", "value")}
-    return pd.DataFrame(rows | {"both (output)": ways[direction]["relation"].loc["relation heads"]}).T
+    """The relation in pictures with a stage of the relation heads patched: 0 to 1."""
+    rows = {}
+    for stage in ("pattern", "value"):
+        frame = patch(quick, few, "relation", {"heads": relation}, direction, stage,
+                      seed=seed, steps=steps)
+        rows[stage] = normalised(frame, "loose").loc["heads"]
+    rows["both (output)"] = ways[direction]["relation"].loc["relation heads"]
+    return pd.DataFrame(rows).T
 
-halves = {d: stages(d) for d in DIRECTIONS}
-Captioned(intervals(halves, "relation in the pictures: 0 counterpart, 1 clean"),
-          "The relation heads' patterns, their values, and both, patched. Denoising shows what they bring, noising "
-          "what is left.")
+parts_of = {d: stages(d) for d in PATCH_DIRECTIONS}
+Captioned(intervals(parts_of, "relation in the pictures: 0 counterpart, 1 clean"),
+          "The relation heads' patterns, their values, and both, patched. Denoising "
+          "shows what they bring, noising what is left.")
 
 # %%
-pattern, value = (halves["denoising"].loc[k] for k in ("pattern", "value"))
-neither = ("Neither suffices: opposite words differ both in where they draw attention and in what is written there, "
-           "and the two must agree.") if max(pattern["mean"], value["mean"]) < 0.5 else "One of them brings most of it."
+pattern, value = (parts_of["denoising"].loc[k] for k in ("pattern", "value"))
+neither = ("Neither suffices: opposite words differ both in where they draw attention "
+           "and in what is written there, and the two must agree."
+           if max(pattern["mean"], value["mean"]) < 0.5
+           else "One of them brings most of it.")
 Markdown(f"""
-The patterns alone bring {spelled(pattern)} of the relation, the values alone {spelled(value)}. {neither}
+The patterns alone bring {spelled(pattern)} of the relation, the values alone
+{spelled(value)}. {neither}
 """)
 
 # %% [markdown]
@@ -423,53 +587,64 @@ The patterns alone bring {spelled(pattern)} of the relation, the values alone {s
 # exchanged*, and is scored against that. Scored without colours, only the shapes must be in their places.
 
 # %%
-targets = {"colours exchanged": [counterpart(p, "colour") for p in few], "without colours": colourless(few)}
+targets = {"colours exchanged": [counterpart(p, "colour") for p in few],
+           "without colours": colourless(few)}
 paths = {}
 for way in ("all paths", "straight"):
     for against, target in targets.items():
-        frame = patch_paths(quick, few, "relation", {way: relation}, [reader], straight=way == "straight",
-                            seed=seed, scored=target, steps=steps)
+        frame = patch_paths(quick, few, "relation", {way: relation}, [reader],
+                            straight=way == "straight", seed=seed, scored=target,
+                            steps=steps)
         paths[way, against] = summarise(frame[frame["condition"] == way]).loc["loose"]
 reached = pd.DataFrame(paths).T.astype(float)
 
 # %%
-Captioned(intervals({k: reached.xs(k, level=1) for k in targets}, "share of pictures (loose)", (-0.02, 1.02)),
-          "Relation heads patched as far as the object head's query sees them, by all paths and straight; 95 % "
-          "intervals over prompts.")
+Captioned(intervals({k: reached.xs(k, level=1) for k in targets},
+                    "share of pictures (loose)", (-0.02, 1.02)),
+          "Relation heads patched as far as the object head's query sees them, by all "
+          "paths and straight; 95 % intervals over prompts.")
 
 # %%
-mediated, straight = (reached.loc[(way, "colours exchanged"), "mean"] for way in ("all paths", "straight"))
-so = ("So the shapes get their relation through the object head's query, and the colours get theirs by another path."
-      if mediated > 0.5 else "So the object head's query is not the only way by which shapes get their relation.")
-why = ("With about half of the difference the object head stands between the two relations, and that does not tip "
-       "it: the MLP and the self-attention in between are part of the path."
-       ) if straight < mediated / 2 and whole["straight"] < 0.7 else ""
+mediated, straight = (reached.loc[(way, "colours exchanged"), "mean"]
+                      for way in ("all paths", "straight"))
+so = ("So the shapes get their relation through the object head's query, and the "
+      "colours get theirs by another path." if mediated > 0.5
+      else "So the object head's query is not the only way by which shapes get their "
+      "relation.")
+why = ("With about half of the difference the object head stands between the two "
+       "relations, and that does not tip it: the MLP and the self-attention in between "
+       "are part of the path."
+       if straight < mediated / 2 and whole["straight"] < 0.7 else "")
 Markdown(f"""
-By all paths, {mediated:.0%} of the pictures are the predicted ones: the clean prompt's shapes in their places, with
-the colours of the other. {so}
+By all paths, {mediated:.0%} of the pictures are the predicted ones: the clean prompt's
+shapes in their places, with the colours of the other. {so}
 
-The straight path alone turns {straight:.0%} of the pictures. It turns {whole['straight']:.0%} of the query and
-{whole['pattern, straight']:.0%} of the pattern; all paths turn {whole['all paths']:.0%} and
-{whole['pattern, all paths']:.0%}. {why}
+The straight path alone turns {straight:.0%} of the pictures. It turns
+{whole['straight']:.0%} of the query and {whole['pattern, straight']:.0%} of the
+pattern; all paths turn {whole['all paths']:.0%} and {whole['pattern, all paths']:.0%}.
+{why}
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-instead = "In place of a single relation head there is a set whose members cover for each other." if lost < 1 / 3 else ""
-quiet = (f"Of the other heads, {', '.join(hurt)} cost loose alone." if hurt else
-         f"Of the other heads none costs loose alone, as far as {len(prompts)} prompts can tell.")
+instead = ("In place of a single relation head there is a set whose members cover for "
+           "each other." if lost < 1 / 3 else "")
+quiet = (f"Of the other heads, {', '.join(hurt)} cost loose alone." if hurt
+         else f"Of the other heads none costs loose alone, as far as {len(prompts)} "
+         "prompts can tell.")
 Markdown(f"""
-- Object head {obj}: without it shape falls from {before['shape']:.2f} to {eye.loc['shape', 'mean']:.2f}; it
-  alone brings the shape ({brought['shape']}).
-- Relation: the best head alone costs {lost:.0%} of loose, {listed(gone)} together {share:.0%}, with {kept:.0%}
-  of shape kept. {instead}
+- Object head {obj}: without it shape falls from {before['shape']:.2f} to
+  {eye.loc['shape', 'mean']:.2f}; it alone brings the shape ({brought['shape']}).
+- Relation: the best head alone costs {lost:.0%} of loose, {listed(gone)} together
+  {share:.0%}, with {kept:.0%} of shape kept. {instead}
 - {quiet}
-- The relation heads bring {brought['relation']} of the relation. When only the object head's query is told,
-  {mediated:.0%} of the pictures follow with their shapes.
+- The relation heads bring {brought['relation']} of the relation. When only the object
+  head's query is told, {mediated:.0%} of the pictures follow with their shapes.
 - Colours travel apart from shapes, through {listed(colour)}.
 
-Not established: that these heads suffice, which chapter 11 tests; what self-attention and MLPs add on the way;
-and effects smaller than about a tenth, which the number of prompts hides.
+Not established: that these heads suffice, which chapter 11 tests; what self-attention
+and MLPs add on the way; and effects smaller than about a tenth, which the number of
+prompts hides.
 """)

@@ -17,25 +17,37 @@ scale: str = "full"  # smoke | full
 import pandas as pd
 import torch
 from IPython.display import Markdown
+from torch.nn.functional import cosine_similarity, normalize
 
-from spatial_circuits.ablation import name, role_mask
-from spatial_circuits.captions import parse
-from spatial_circuits.circuit import scout
-from spatial_circuits.edits import AddStream, Patterns
-from spatial_circuits.hooks import run
-from spatial_circuits.injection import (SITES, injected, mean_stream, relation_vectors, restated, rotation, steer)
-from spatial_circuits.metrics import prompt_set, summarise
-from spatial_circuits.plots import Captioned, grid, heatmaps, lines
-from spatial_circuits.plots_heads import attention_rows, tables
-from spatial_circuits.pretrained import load
-from spatial_circuits.sample import STEPS
-from spatial_circuits.scenes import ALIGN, OFFSETS, RELATIONS, REVERSE
+from spatial_circuits.analyses.circuit import heads_by_attention
+from spatial_circuits.analyses.heads import head_name
+from spatial_circuits.analyses.injection import (
+    SITES,
+    injected_patterns,
+    mean_residual,
+    relation_vectors,
+    rotation,
+    steer,
+)
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
+from spatial_circuits.book.head_figures import attention_rows, heat_tables
+from spatial_circuits.data.captions import parse
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import ALIGN, OFFSETS, RELATIONS, REVERSE
+from spatial_circuits.hooks.edits import AddResidual
+from spatial_circuits.hooks.readers import Patterns
+from spatial_circuits.hooks.run import run
+from spatial_circuits.model.sampler import STEPS
+from spatial_circuits.model.store import load
+from spatial_circuits.text.counterparts import restated
+from spatial_circuits.text.roles import role_mask
 
 net = load(model)
-quick = net.fast()                                                       # bf16 where that is faster
+quick = net.fast()  # bf16 where that is faster
 full = scale == "full"
 steps = STEPS if full else 8
-everything = prompt_set("264")                                           # each run of 22 holds every phrase
+everything = prompt_set("264")  # each run of 22 holds every phrase
 prompts = everything[88:132] if full else everything[88:92]
 titles = [r.replace("_", " ") for r in RELATIONS]
 
@@ -58,18 +70,21 @@ titles = [r.replace("_", " ") for r in RELATIONS]
 # $$v_r[n] = \bar w_r[n] - \tfrac18 \textstyle\sum_{r'} \bar w_{r'}[n], \qquad
 #   w[n] = \sum_{h \in H} W_O^h z_h[n],$$
 #
-# one vector for each of the 64 places $n$.
+# one vector for each of the 64 image tokens $n$.
 
 # %%
-heads, reader, _ = scout(quick, everything[:22] if full else everything[:4], seed=seed, steps=steps)
-written = relation_vectors(quick, everything if full else everything[:24], heads, steps=steps)   # [8, steps, N, D]
-vectors = written[:, :steps // 2].mean(1)                                                        # [8, N, D]
-norms = written.flatten(2).norm(dim=2).mean(0)                                                   # [steps]
+balanced = everything if full else everything[:24]
+heads, reader, _ = heads_by_attention(
+    quick, everything[:22 if full else 4], seed=seed, steps=steps)
+written = relation_vectors(quick, balanced, heads, steps=steps)  # [8, steps, N, D]
+vectors = written[:, :steps // 2].mean(1)  # [8, N, D]
+norms = written.flatten(2).norm(dim=2).mean(0)  # [steps]
 
 # %%
-flat = torch.nn.functional.normalize(vectors.flatten(1), dim=1)
+flat = normalize(vectors.flatten(1), dim=1)
 alike = flat @ flat.T
-Captioned(heatmaps({"": alike}, titles), "Cosines between the vectors of the eight relations.",
+Captioned(heatmaps({"": alike}, titles),
+          "Cosines between the vectors of the eight relations.",
           "A matrix of 8 by 8 cosines.")
 
 # %%
@@ -79,19 +94,22 @@ def between(a: str, b: str) -> torch.Tensor:
 
 pairs_of = [RELATIONS.index(r) for r in ("above", "left", "upper_left", "upper_right")]
 opposites = {titles[r]: float(alike[r, REVERSE[r]]) for r in pairs_of}
-up, left, cosine = between("above", "below"), between("left", "right"), torch.nn.functional.cosine_similarity
-sums = (cosine(up + left, between("upper_left", "lower_right"), 0),
-        cosine(up - left, between("upper_right", "lower_left"), 0))
-share = ("Opposites need not point apart: they share what says that the axis is vertical, or horizontal, and differ "
-         "in the side.") if max(opposites.values()) > 0 else ""
+up, left = between("above", "below"), between("left", "right")
+sums = (cosine_similarity(up + left, between("upper_left", "lower_right"), 0),
+        cosine_similarity(up - left, between("upper_right", "lower_left"), 0))
+share = ("Opposites need not point apart: they share what says that the axis is "
+         "vertical, or horizontal, and differ in the side."
+         if max(opposites.values()) > 0 else "")
 Markdown(f"""
-Relation heads: {', '.join(name(*h) for h in heads)}; object head: {name(*reader)}. Opposite relations have the
-cosines {', '.join(f"{v:+.2f} ({k})" for k, v in opposites.items())}. {share} What tells two opposites apart is the
-difference of their vectors, and differences add up: (above − below) + (left − right) has the cosine {sums[0]:.2f} with
-(upper left − lower right), and (above − below) − (left − right) has {sums[1]:.2f} with (upper right − lower left).
+Relation heads: {', '.join(head_name(*h) for h in heads)}; object head:
+{head_name(*reader)}. Opposite relations have the cosines
+{', '.join(f"{v:+.2f} ({k})" for k, v in opposites.items())}. {share} What tells two
+opposites apart is the difference of their vectors, and differences add up: (above −
+below) + (left − right) has the cosine {sums[0]:.2f} with (upper left − lower right),
+and (above − below) − (left − right) has {sums[1]:.2f} with (upper right − lower left).
 
-The heads write most at high noise: the norm is {norms[0]:.1f} at the first step, {norms[steps // 2]:.1f} halfway and
-{norms[-1]:.1f} at the last.
+The heads write most at high noise: the norm is {norms[0]:.1f} at the first step,
+{norms[steps // 2]:.1f} halfway and {norms[-1]:.1f} at the last.
 """)
 
 # %% [markdown]
@@ -107,99 +125,115 @@ The heads write most at high noise: the norm is {norms[0]:.1f} at the first step
 # first shape word minus attention to the second; above zero, a place is for object 1.
 
 # %%
-stream = mean_stream(quick, everything if full else everything[:24], steps=2)[reader[0]]                 # [N, D]
+stream = mean_residual(quick, balanced, steps=2)[reader[0]]  # [N, D]
 turn = rotation(stream.shape[-1], seed).T
 
 def contrast(pattern: torch.Tensor, told: list[str]) -> torch.Tensor:
-    """Attention to shape 1 minus attention to shape 2, [..., B, N] from patterns [..., B, N, T]."""
-    one, two = (role_mask(net.encoder, told, role)[:, None].float() for role in ("shape1", "shape2"))
+    """Attention to shape 1 minus shape 2, [..., B, N] from patterns [..., B, N, T]."""
+    one, two = (role_mask(net.encoder, told, role)[:, None].float()
+                for role in ("shape1", "shape2"))
     return (pattern * (one - two)).sum(-1)
 
 base, alphas = prompts[0], (0, 1, 2, 4)
 told = [base] * len(RELATIONS)
-maps = contrast(injected(net, told, stream, vectors, reader, alphas), told)                              # [A, 8, N]
-control = contrast(injected(net, told, stream, vectors @ turn, reader, alphas[-1:]), told)
+steered_maps = injected_patterns(net, told, stream, vectors, reader, alphas)
+maps = contrast(steered_maps, told)  # [A, 8, N]
+control = injected_patterns(net, told, stream, vectors @ turn, reader, alphas[-1:])
+control = contrast(control, told)
 
 # %%
 rows = {f"α = {a}": m.unflatten(-1, (8, 8)) for a, m in zip(alphas, maps)}
 rows |= {f"random, α = {alphas[-1]}": control[0].unflatten(-1, (8, 8))}
 Captioned(attention_rows(rows, titles, "shape 1 minus shape 2", top=1.0),
-          f"The object head's attention for one prompt, \"{base}\", as the vectors of eight relations (columns) are "
-          f"added to a mean stream. Last row: the same vectors turned by one random rotation.",
-          "Maps of 8 by 8 places: with growing alpha the named side turns to shape 1, the other to shape 2.")
+          f"The object head's attention for one prompt, \"{base}\", as the vectors of "
+          "eight relations (columns) are added to a mean stream. Last row: the same "
+          "vectors turned by one random rotation.",
+          "Maps of 8 by 8 places: with growing alpha the named side turns to shape 1, "
+          "the other to shape 2.")
 
 # %% [markdown]
 # The prompt is the same in every column; only the vector differs. How strong is the effect over all pairs of
-# objects? Take the mean of the contrast over the places on the side that $r$ names, minus its mean over the
+# objects? Take the mean of the contrast over the image tokens on the side that $r$ names, minus its mean over the
 # other side. It lies between −2 and 2, and is 2 if each side attends to its own shape word alone. The same
 # measure of the model's own first step, where nothing is injected, is drawn as a dashed line, and the control
 # turns every vector by a random rotation, another one for each prompt.
 
 # %%
 axis = torch.arange(8) - 3.5
-along = OFFSETS[:, 0, None, None] * axis + OFFSETS[:, 1, None, None] * axis[:, None]                      # [8, 8, 8]
-sides = ((along > 0) / (along > 0).sum((1, 2), keepdim=True)
-         - (along < 0) / (along < 0).sum((1, 2), keepdim=True)).flatten(1).float()                        # [8, N]
+x, y = OFFSETS[:, :, None, None].unbind(1)
+along = (x * axis + y * axis[:, None]).flatten(1)  # [8, N]
+ahead, behind = ((side / side.sum(1, keepdim=True)) for side in (along > 0, along < 0))
+sides = (ahead - behind).float()  # [8, N]
 pairs = prompts[:12]
 
 def response(added: torch.Tensor, doses: list[float]) -> torch.Tensor:
-    """Named side minus other side [A, P, 8] of each prompt with all relations; vectors [8, N, D] or [P, 8, N, D]."""
+    """Named side minus other side [A, P, 8]; vectors [8, N, D] or [P, 8, N, D]."""
     said = [p for p in pairs for _ in RELATIONS]
     added = added.expand(len(pairs), *added.shape[-3:]).flatten(0, 1)
-    found = contrast(injected(net, said, stream, added, reader, doses), said)                             # [A, B, N]
-    return (found.unflatten(1, (len(pairs), 8)) * sides).sum(-1)
+    found = injected_patterns(net, said, stream, added, reader, doses)
+    found = contrast(found, said).unflatten(1, (len(pairs), 8))  # [A, P, 8, N]
+    return (found * sides).sum(-1)
 
 doses = [a / 2 for a in range(-4, 13)] if full else [0.0, 1.0, 2.0]
 turns = torch.stack([rotation(stream.shape[-1], seed + i).T for i in range(len(pairs))])
-answers = {"relation": response(vectors, doses), "random rotation": response(vectors @ turns[:, None], doses)}
+answers = {"relation": response(vectors, doses),
+           "random rotation": response(vectors @ turns[:, None], doses)}
 
 # %%
 said = [restated(p, r) for p in pairs for r in range(len(RELATIONS))]
 real = Patterns([reader], steps=[0])
 run(quick, said, list(range(len(said))), real, steps=2)
-own = float((contrast(real.maps[reader][:, 0], said).unflatten(0, (len(pairs), 8)) * sides).sum(-1).mean())
+own = contrast(real.maps[reader][:, 0], said).unflatten(0, (len(pairs), 8))
+own = float((own * sides).sum(-1).mean())
 
 # %%
 def dosed(reduce) -> pd.DataFrame:
     """One number for each dose and kind of vector."""
-    return pd.DataFrame({kind: reduce(a.flatten(1)).numpy() for kind, a in answers.items()}, index=doses)
+    return pd.DataFrame({kind: reduce(a.flatten(1)).numpy()
+                         for kind, a in answers.items()}, index=doses)
 
 curve = dosed(lambda a: a.mean(1))
 span = dosed(lambda a: a.quantile(0.05, 1)), dosed(lambda a: a.quantile(0.95, 1))
-Captioned(lines(curve, "α", "named side minus other side", band=span, levels={"the model's own first step": own}),
-          f"The object head's contrast against the dose: means of {len(pairs)} prompts x 8 relations; bands hold "
-          f"90 % of them.")
+Captioned(lines(curve, "α", "named side minus other side", band=span,
+                levels={"the model's own first step": own}),
+          f"The object head's contrast against the dose: means of {len(pairs)} prompts "
+          "x 8 relations; bands hold 90 % of them.")
 
 # %%
 reaches = min((a for a in doses if curve.loc[a, "relation"] >= own), default=None)
 low, high, at_one = (t.loc[1.0] for t in (*span, curve))
 follows = low["relation"] > high["random rotation"]
-back = f"A negative dose turns it round ({curve.loc[-1.0, 'relation']:.2f} at α = −1)." if -1.0 in doses else ""
-dose = "no dose of these reaches it" if reaches is None else f"it takes α = {reaches:g} to reach that"
-skipped = ("What is added here skips the MLP and the self-attention that lie between the relation heads and the object "
-           "head in a real run (chapter 9).") if at_one["relation"] < 0.9 * own else ""
+back = (f"A negative dose turns it round ({curve.loc[-1.0, 'relation']:.2f} at α = −1)."
+        if -1.0 in doses else "")
+dose = ("no dose of these reaches it" if reaches is None
+        else f"it takes α = {reaches:g} to reach that")
+skipped = ("What is added here skips the MLP and the self-attention that lie between "
+           "the relation heads and the object head in a real run (chapter 9)."
+           if at_one["relation"] < 0.9 * own else "")
 Markdown(f"""
-Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it is {at_one['relation']:.2f}, with 90 %
-of prompts and relations between {low['relation']:.2f} and {high['relation']:.2f}; under the random rotation it is
-{at_one['random rotation']:.2f}, between {low['random rotation']:.2f} and {high['random rotation']:.2f}. {back} The
-model's own first step has {own:.2f}; {dose}. {skipped}
+Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it is
+{at_one['relation']:.2f}, with 90 % of prompts and relations between
+{low['relation']:.2f} and {high['relation']:.2f}; under the random rotation it is
+{at_one['random rotation']:.2f}, between {low['random rotation']:.2f} and
+{high['random rotation']:.2f}. {back} The model's own first step has {own:.2f}; {dose}.
+{skipped}
 """)
 
 # %% [markdown]
 # ## In a real run
 #
 # Attention may move without a picture following. So sample: for a prompt of relation $r$, add
-# $\delta = \alpha (v_{r'} - v_r)$ at every step, in the half of the guidance that reads the caption, and
+# $\delta = \alpha (v_{r'} - v_r)$ at every step, in the CFG branch that reads the caption, and
 # score the picture against the *new* relation $r'$, while the prompt goes on saying the old one. First the
 # opposite. Two sites: the position embedding, where the stream begins, and the residual stream after the
-# first block. The control is $\delta$ turned by a random rotation: of the same norm at every place.
+# first block. The control is $\delta$ turned by a random rotation: of the same norm at every image token.
 # (Half a minute.)
 
 # %%
 scales = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3) if full else (0, 1)
 opposite = [int(REVERSE[parse(p).relation]) for p in prompts]
-swept = {site: steer(quick, prompts[:22], opposite[:22], vectors, scales, site, seed=seed, steps=steps)
-         for site in SITES}
+swept = {site: steer(quick, prompts[:22], opposite[:22], vectors, scales, site,
+                     seed=seed, steps=steps) for site in SITES}
 results = {site: summarise(frame, ["vector", "scale"]) for site, frame in swept.items()}
 
 # %%
@@ -207,21 +241,25 @@ KINDS = {"relation": "relation vector", "random": "random rotation"}
 SHOWN = {"loose": "new relation", "unique_binding": "both objects"}
 
 def curves(site: str, column: str) -> pd.DataFrame:
-    """A column of the summary (mean, low, high) by scale, for the new relation and for both objects being there."""
+    """A column of the summary (mean, low, high) by scale, a column for each curve."""
     table = results[site][column].unstack("metric")
-    return pd.DataFrame({f"{of}: {what}": table.loc[k, m] for k, of in KINDS.items() for m, what in SHOWN.items()})
+    return pd.DataFrame({f"{of}: {what}": table.loc[k, m] for k, of in KINDS.items()
+                         for m, what in SHOWN.items()})
 
 def dose_figure(site: str):
     """Success against the scale at one site."""
     mean, low, high = (curves(site, c) for c in ("mean", "low", "high"))
-    return lines(mean, "scale α", "share of pictures", band=(low, high), ylim=(-0.02, 1.02))
+    return lines(mean, "scale α", "share of pictures", band=(low, high),
+                 ylim=(-0.02, 1.02))
 
 Captioned(dose_figure("position embedding"),
-          "The opposite relation injected into the position embedding: pictures that show the new relation, and "
-          "pictures with both objects, wherever they are; 95 % bands over prompts.")
+          "The opposite relation injected into the position embedding: pictures that "
+          "show the new relation, and pictures with both objects, wherever they are; "
+          "95 % bands over prompts.")
 
 # %%
-Captioned(dose_figure("residual stream"), "The same, injected into the residual stream after the first block.")
+Captioned(dose_figure("residual stream"),
+          "The same, injected into the residual stream after the first block.")
 
 # %%
 first, second = SITES
@@ -236,33 +274,41 @@ def obeyed(site: str, kind: str, at: float, metric: str = "loose") -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 def given_both(site: str, kind: str) -> str:
-    """Share of the pictures with both objects that show the new relation, at the site's best scale."""
+    """Share of the pictures with both objects that obey, at the site's best scale."""
     both = score_at(site, kind, best[site], "unique_binding")["mean"]
     return f"{score_at(site, kind, best[site])['mean'] / both:.0%}" if both else "none"
 
-best = {site: t.xs("loose", level="metric").loc["relation", "mean"].idxmax() for site, t in results.items()}
-too_much = [s for s in scales if s > best[first] and score_at(first, "relation", s)["mean"]
+best = {site: t.xs("loose", level="metric").loc["relation", "mean"].idxmax()
+        for site, t in results.items()}
+too_much = [s for s in scales if s > best[first]
+            and score_at(first, "relation", s)["mean"]
             < score_at(first, "relation", best[first])["mean"] - 0.2]
 
 # %%
-worst_control = max(t.xs("loose", level="metric").loc["random", "mean"].max() for t in results.values())
+worst_control = max(t.xs("loose", level="metric").loc["random", "mean"].max()
+                    for t in results.values())
 halfway = min((s for s in scales if s <= best[first]),
               key=lambda s: score_at(first, "relation", s, "unique_binding")["mean"])
-much = (f"More is not better: at the {first}, scale {too_much[0]:g}, it is {obeyed(first, 'relation', too_much[0])}."
-        if too_much else "")
+much = (f"More is not better: at the {first}, scale {too_much[0]:g}, it is "
+        f"{obeyed(first, 'relation', too_much[0])}." if too_much else "")
 Markdown(f"""
-At scale 1 the new relation is obeyed in {obeyed(first, 'relation', 1)} of the pictures ({first}) and in
-{obeyed(second, 'relation', 1)} ({second}). The best scale is {best[first]:g} at the {first}
-({obeyed(first, 'relation', best[first])}) and {best[second]:g} at the {second}
-({obeyed(second, 'relation', best[second])}). {much}
+At scale 1 the new relation is obeyed in {obeyed(first, 'relation', 1)} of the pictures
+({first}) and in {obeyed(second, 'relation', 1)} ({second}). The best scale is
+{best[first]:g} at the {first} ({obeyed(first, 'relation', best[first])}) and
+{best[second]:g} at the {second} ({obeyed(second, 'relation', best[second])}). {much}
 
-The random rotation is obeyed in {worst_control:.2f} at most, at any scale and site. It is not harmless, though: at the
-best scales it leaves both objects in {obeyed(first, 'random', best[first], 'unique_binding')} and
-{obeyed(second, 'random', best[second], 'unique_binding')} of the pictures. Among the pictures that still have both,
-{given_both(second, 'random')} obey it at the {second}, and {given_both(second, 'relation')} obey the relation's vector.
+The random rotation is obeyed in {worst_control:.2f} at most, at any scale and site. It
+is not harmless, though: at the best scales it leaves both objects in
+{obeyed(first, 'random', best[first], 'unique_binding')} and
+{obeyed(second, 'random', best[second], 'unique_binding')} of the pictures. Among the
+pictures that still have both, {given_both(second, 'random')} obey it at the {second},
+and {given_both(second, 'relation')} obey the relation's vector.
 
-On the way from one relation to the other pictures do not mix: at scale {halfway:g} ({first}),
-{score_at(first, 'relation', halfway, 'unique_binding')['mean']:.0%} have both objects at all.
+On the way from one relation to the other a picture may mix the two, with the shapes in
+the places of one and the colours in those of the other, or lose an object: at scale
+{halfway:g} ({first}),
+{score_at(first, 'relation', halfway, 'unique_binding')['mean']:.0%} have both objects
+as they are told.
 """)
 
 # %% [markdown]
@@ -272,18 +318,21 @@ On the way from one relation to the other pictures do not mix: at scale {halfway
 
 # %%
 def steered(prompt: str, target: int, doses: list[float]) -> torch.Tensor:
-    """Pictures of one prompt from one noise with the target's vector exchanged for its own at several scales."""
+    """Pictures from one noise with the target's vector put in place of the prompt's."""
     delta = vectors[target] - vectors[parse(prompt).relation]
-    hook = AddStream(torch.stack([d * delta for d in doses]), SITES["position embedding"])
-    return quick.vae.decode(run(quick, [prompt] * len(doses), [seed] * len(doses), hook, steps=steps))
+    added = torch.stack([d * delta for d in doses])
+    hook = AddResidual(added, SITES["position embedding"])
+    told, seeds = [prompt] * len(doses), [seed] * len(doses)
+    return quick.vae.decode(run(quick, told, seeds, hook, steps=steps))
 
 amounts = (0.0, 0.5, 1.0, 2.0, 4.0) if full else (0.0, 1.0)
 shown = list(zip(prompts, opposite))[:3 if full else 1]
 images = torch.cat([steered(p, t, amounts) for p, t in shown])
-labels = [f"{p}, plus {s:g} ({titles[t]})" if s else p for p, t in shown for s in amounts]
+labels = [f"{p}, plus {s:g} ({titles[t]})" if s else p for p, t in shown
+          for s in amounts]
 Captioned(grid(images, labels, len(amounts)),
-          "Same prompt and noise in each row; from left to right the opposite relation is injected into the position "
-          "embedding at growing scale.")
+          "Same prompt and noise in each row; from left to right the opposite relation "
+          "is injected into the position embedding at growing scale.")
 
 # %% [markdown]
 # ## From every relation to every other
@@ -294,33 +343,42 @@ Captioned(grid(images, labels, len(amounts)),
 # %%
 per_cell = 3 if full else 1
 tested = range(len(RELATIONS)) if full else range(2)
-of_relation = {r: [p for p in everything if parse(p).relation == r][-per_cell:] for r in tested}
+of_relation = {r: [p for p in everything if parse(p).relation == r][-per_cell:]
+               for r in tested}
 cases = [(p, t) for r in tested for p in of_relation[r] for t in tested if t != r]
 told, wanted = [p for p, _ in cases], [t for _, t in cases]
 
 def exchanged(site: str) -> pd.DataFrame:
-    """Every exchange at one site, with the prompt's own relation and whether the picture still shows it."""
-    frame = steer(quick, told, wanted, vectors, [best[site]], site, seed=seed, steps=steps)
+    """Every exchange at one site, with the prompt's relation and whether it shows."""
+    frame = steer(quick, told, wanted, vectors, [best[site]], site, seed=seed,
+                  steps=steps)
     own = [parse(p).relation for p in told for _ in KINDS]
     offset = OFFSETS[own].numpy()
     still = ((offset == 0) | (offset * frame[["dx", "dy"]].to_numpy() > ALIGN)).all(1)
     swap = [RELATIONS[REVERSE[r]] for r in own]
-    return frame.assign(old=[RELATIONS[r] for r in own], still=still, opposite=frame["relation"] == swap, site=site)
+    return frame.assign(old=[RELATIONS[r] for r in own], still=still,
+                        opposite=frame["relation"] == swap, site=site)
 
 moved = pd.concat([exchanged(site) for site in SITES])
 
 # %%
 names = [RELATIONS[r] for r in tested]
 ours = moved[moved["vector"] == "relation"].astype({"loose": float})
-squares = {f"{site}, scale {best[site]:g}": part.pivot_table(index="old", columns="relation", values="loose")
-           .reindex(index=names, columns=names) for site, part in ours.groupby("site")}
-Captioned(tables(squares, "obeyed", 2, xlabel="injected", ylabel="said by the prompt"),
+squares = {}
+for site, part in ours.groupby("site"):
+    square = part.pivot_table(index="old", columns="relation", values="loose")
+    square = square.reindex(index=names, columns=names)
+    squares[f"{site}, scale {best[site]:g}"] = square
+Captioned(heat_tables(squares, "obeyed", 2, xlabel="injected",
+                      ylabel="said by the prompt"),
           f"Pictures that show the injected relation, {per_cell} prompts a cell.",
           "Two 8 by 8 tables with the success of every exchange at the two sites.")
 
 # %%
-counts = moved.assign(exchange=moved["opposite"].map({True: "opposite", False: "other"}), kind=moved["vector"].map(KINDS))
-counts = counts.groupby(["site", "kind", "exchange"])[["loose", "still", "unique_binding"]].mean()
+kind_of = moved["opposite"].map({True: "opposite", False: "other"})
+counts = moved.assign(exchange=kind_of, kind=moved["vector"].map(KINDS))
+counts = counts.groupby(["site", "kind", "exchange"])
+counts = counts[["loose", "still", "unique_binding"]].mean()
 counts.columns = ["new relation", "prompt's relation", "both objects"]
 counts.astype(float).round(2)
 
@@ -328,13 +386,15 @@ counts.astype(float).round(2)
 rate = ours.groupby("site")["loose"].mean()
 chosen = rate.idxmax()
 by_new = ours[ours["site"] == chosen].groupby("relation")["loose"].mean()
-fate = {k: f"{row['new relation']:.0%}" for k, row in counts.loc[(chosen, KINDS["relation"])].iterrows()}
+fate = {k: f"{row['new relation']:.0%}"
+        for k, row in counts.loc[(chosen, KINDS["relation"])].iterrows()}
 Markdown(f"""
-Over all {len(tested) * (len(tested) - 1)} exchanges the injected relation is obeyed in {rate[first]:.0%} at the {first}
-and in {rate[second]:.0%} at the {second}. At the {chosen} it is, for
-{' and '.join(f'{k} relations, {v}' for k, v in fate.items())}; by injected relation it goes from {by_new.min():.2f}
-({by_new.idxmin().replace('_', ' ')}) to {by_new.max():.2f} ({by_new.idxmax().replace('_', ' ')}). Where the random
-rotation seems to succeed, the prompt's own relation fits the new one: upper left is also above.
+Over all {len(tested) * (len(tested) - 1)} exchanges the injected relation is obeyed in
+{rate[first]:.0%} at the {first} and in {rate[second]:.0%} at the {second}. At the
+{chosen} it is, for {' and '.join(f'{k} relations, {v}' for k, v in fate.items())}; by
+injected relation it goes from {by_new.min():.2f} ({by_new.idxmin().replace('_', ' ')})
+to {by_new.max():.2f} ({by_new.idxmax().replace('_', ' ')}). Where the random rotation
+seems to succeed, the prompt's own relation fits the new one: upper left is also above.
 """)
 
 # %% [markdown]
@@ -352,60 +412,78 @@ def quarter(relation: int) -> int:
 
 def only(targets: list[int], when: range) -> pd.Series:
     """Success with the vector added at some of the steps."""
-    frame = steer(quick, prompts[:22], targets[:22], vectors, [best[chosen]], chosen, seed=seed, when=list(when),
-                  control=False, steps=steps)
+    frame = steer(quick, prompts[:22], targets[:22], vectors, [best[chosen]], chosen,
+                  seed=seed, when=list(when), control=False, steps=steps)
     return summarise(frame).loc["loose"]
 
-swaps = {"opposite": opposite, "quarter turn": [quarter(parse(p).relation) for p in prompts]}
+swaps = {"opposite": opposite,
+         "quarter turn": [quarter(parse(p).relation) for p in prompts]}
 cuts = (2, 4, 6, 8, 11) if full else (4,)
-windows = {"first k steps": {k: range(k) for k in cuts}, "from step k on": {k: range(k, steps) for k in cuts}}
-timed = pd.DataFrame({(f"{swap}, {way}", k): only(targets, when) for swap, targets in swaps.items()
-                      for way, window in windows.items() for k, when in window.items()}).T.astype(float)
+windows = {"first k steps": {k: range(k) for k in cuts},
+           "from step k on": {k: range(k, steps) for k in cuts}}
+timed = pd.DataFrame({(f"{swap}, {way}", k): only(targets, when)
+                      for swap, targets in swaps.items()
+                      for way, window in windows.items()
+                      for k, when in window.items()}).T.astype(float)
 
 # %%
 during, bottom, top = (timed[c].unstack(0) for c in ("mean", "low", "high"))
 net.scheduler.set_timesteps(steps)
 times = (net.scheduler.timesteps / 1000).tolist()
-Captioned(lines(during, f"k (of {steps} steps)", "new relation", band=(bottom, top), ylim=(-0.02, 1.02)),
-          f"Pictures that show the new relation when the vector is added only early or only late ({chosen}, scale "
-          f"{best[chosen]:g}); 95 % bands. Noise levels: " + ", ".join(f"t = {times[k]:.2f} at step {k}" for k in cuts)
-          + ".")
+Captioned(lines(during, f"k (of {steps} steps)", "new relation", band=(bottom, top),
+                ylim=(-0.02, 1.02)),
+          "Pictures that show the new relation when the vector is added only early or "
+          f"only late ({chosen}, scale {best[chosen]:g}); 95 % bands. Noise levels: "
+          + ", ".join(f"t = {times[k]:.2f} at step {k}" for k in cuts) + ".")
 
 # %%
 mid = cuts[len(cuts) // 2]
-early, late = ({swap: during.loc[mid, f"{swap}, {way}"] for swap in swaps} for way in windows)
-late_swap, early_swap = late["opposite"] > early["opposite"] + 0.3, early["opposite"] > late["opposite"] + 0.3
+early, late = ({swap: during.loc[mid, f"{swap}, {way}"] for swap in swaps}
+               for way in windows)
+late_swap = late["opposite"] > early["opposite"] + 0.3
+early_swap = early["opposite"] > late["opposite"] + 0.3
 places_first = late["quarter turn"] < late["opposite"] - 0.2
-who = ("**Which object stands where is decided late.** What an early vector did is undone by the prompt as soon as the "
-       "vector is gone, and a late one still swaps the two." if late_swap else
-       "**Which object stands where is decided early.**" if early_swap else "For the opposite neither half decides.")
-places = ("**Where the two places lie is decided earlier**: a late vector turns the pair less often than it swaps it."
-          if places_first else "The places can be moved as late as the objects can be swapped.")
+who = "For the opposite neither half decides."
+if late_swap:
+    who = ("**Which object stands where is decided late.** What an early vector did is "
+           "undone by the prompt as soon as the vector is gone, and a late one still "
+           "swaps the two.")
+elif early_swap:
+    who = "**Which object stands where is decided early.**"
+places = ("**Where the two places lie is decided earlier**: a late vector turns the "
+          "pair less often than it swaps it." if places_first
+          else "The places can be moved as late as the objects can be swapped.")
 Markdown(f"""
-With the first {mid} of {steps} steps alone, down to t = {times[mid]:.2f}, the opposite is obeyed in
-{early['opposite']:.0%} and a quarter turn in {early['quarter turn']:.0%}; with the other steps alone, in
-{late['opposite']:.0%} and {late['quarter turn']:.0%}. {who} {places}
+With the first {mid} of {steps} steps alone, down to t = {times[mid]:.2f}, the opposite
+is obeyed in {early['opposite']:.0%} and a quarter turn in {early['quarter turn']:.0%};
+with the other steps alone, in {late['opposite']:.0%} and {late['quarter turn']:.0%}.
+{who} {places}
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-moves = score_at(first, "relation", best[first])["low"] > score_at(first, "random", best[first])["high"]
+by_vector, by_chance = (score_at(first, kind, best[first]) for kind in KINDS)
+moves = by_vector["low"] > by_chance["high"]
 attention = "holds" if follows else "does not hold"
-pictures = ("Pictures follow as well, which the paper does not count." if moves else "Pictures do not follow.")
-order = "The exchange of two objects is decided late, the places earlier." if late_swap and places_first else \
-        "No clear order in time was found."
+pictures = ("Pictures follow as well, which the paper does not count." if moves
+            else "Pictures do not follow.")
+order = ("The exchange of two objects is decided late, the places earlier."
+         if late_swap and places_first else "No clear order in time was found.")
 Markdown(f"""
-- The claim that the relation heads' output moves the object head's attention **{attention}**: on a mean stream without
-  any picture, with a dose curve and a control.
-- {pictures} Injected into the {first}, the opposite relation is obeyed in {obeyed(first, 'relation', best[first])},
-  with a random vector of the same norm in {obeyed(first, 'random', best[first])}; over all exchanges in
-  {rate[first]:.0%}, and in {rate[second]:.0%} at the {second}.
-- The scale, which the paper leaves out: best is {best[first]:g} times what the heads themselves write at the {first},
-  {best[second]:g} times at the {second}.
+- The claim that the relation heads' output moves the object head's attention
+  **{attention}**: on a mean stream without any picture, with a dose curve and a
+  control.
+- {pictures} Injected into the {first}, the opposite relation is obeyed in
+  {obeyed(first, 'relation', best[first])}, with a random vector of the same norm in
+  {obeyed(first, 'random', best[first])}; over all exchanges in {rate[first]:.0%}, and
+  in {rate[second]:.0%} at the {second}.
+- The scale, which the paper leaves out: best is {best[first]:g} times what the heads
+  themselves write at the {first}, {best[second]:g} times at the {second}.
 - {order}
 
-Not established: what of the vector matters (it holds 64 places and {len(heads)} heads); a control that leaves pictures
-whole at the same norm; and whether one model's vectors would move another's objects.
+Not established: what of the vector matters (it holds 64 image tokens and {len(heads)}
+heads); a control that leaves pictures whole at the same norm; and whether one model's
+vectors would move another's objects.
 """)

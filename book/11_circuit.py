@@ -19,24 +19,39 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits.ablation import INTACT, ablate, effects, heads_of, mean_outputs, name, others
-from spatial_circuits.circuit import agreement, find, prune, shares, tests
-from spatial_circuits.metrics import prompt_set, summarise
-from spatial_circuits.patching import DIRECTIONS, FACTORS, counterpart, patch_paths, prediction_effects
-from spatial_circuits.plots import Captioned, intervals
-from spatial_circuits.plots_heads import diagram, head_grid
-from spatial_circuits.pretrained import load
-from spatial_circuits.sample import STEPS
-from spatial_circuits.scenes import SHAPES
-from spatial_circuits.synopsis import scores, synopsis
-from spatial_circuits.weights import screen
+from spatial_circuits.analyses.ablation import ablate, mean_outputs
+from spatial_circuits.analyses.circuit import (
+    agreement,
+    find_circuit,
+    prune,
+    shares,
+    tests,
+)
+from spatial_circuits.analyses.heads import INTACT, head_name, heads_of, other_heads
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.analyses.patching import (
+    PATCH_DIRECTIONS,
+    patch_paths,
+    prediction_effects,
+)
+from spatial_circuits.analyses.sweep import effects
+from spatial_circuits.analyses.synopsis import attention_scores, synopsis
+from spatial_circuits.analyses.weight_maps import screen_words
+from spatial_circuits.book.figures import Captioned, intervals
+from spatial_circuits.book.head_figures import diagram, head_grid
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import SHAPES
+from spatial_circuits.model.sampler import STEPS
+from spatial_circuits.model.store import load
+from spatial_circuits.text.counterparts import PROMPT_FACTORS, counterpart
 
 net = load(model)
-quick = net.fast()                                                       # bf16 where that is faster
+quick = net.fast()  # bf16 where that is faster
 full = scale == "full"
 steps = STEPS if full else 8
-everything = prompt_set("264")                                           # each run of 22 holds every phrase
-finding, testing = (everything[132:154], everything[220:264]) if full else (everything[132:135], everything[220:224])
+everything = prompt_set("264")  # each run of 22 holds every phrase
+finding, testing = ((everything[132:154], everything[220:264]) if full
+                    else (everything[132:135], everything[220:224]))
 
 # %% [markdown]
 # ## Members
@@ -53,25 +68,32 @@ finding, testing = (everything[132:154], everything[220:264]) if full else (ever
 # where. (About a minute and a half.)
 
 # %%
-single = {name(*h): [h] for h in heads_of(quick)}
+single = {head_name(*h): [h] for h in heads_of(quick)}
 every = 2 if full else 4
-effect = {d: {f: prediction_effects(quick, finding, f, single, d, steps=steps, every=every, seed=seed) for f in FACTORS}
-          for d in DIRECTIONS}
-smaller = {f: effect["denoising"][f].clip(upper=effect["noising"][f]) for f in FACTORS}
-circuit = find(quick, finding, limit=6 if full else 3, first=smaller, steps=steps, every=every, seed=seed)
-members = {"relation": circuit.relation, "object": circuit.object, "colour": circuit.colour}
+effect = {d: {f: prediction_effects(quick, finding, f, single, d, steps=steps,
+                                    every=every, seed=seed) for f in PROMPT_FACTORS}
+          for d in PATCH_DIRECTIONS}
+smaller = {f: effect["denoising"][f].clip(upper=effect["noising"][f])
+           for f in PROMPT_FACTORS}
+circuit = find_circuit(quick, finding, limit=6 if full else 3, first=smaller,
+                       steps=steps, every=every, seed=seed)
+members = {"relation": circuit.relation, "object": circuit.object,
+           "colour": circuit.colour}
 circuit.trace.drop(columns="head").round(3)
 
 # %%
 def listed(heads: list) -> str:
     """Heads by name."""
-    return ", ".join(name(*h) for h in heads) or "none"
+    return ", ".join(head_name(*h) for h in heads) or "none"
 
 last = circuit.trace.groupby("factor").last()["effect"]
-short = [f for f in FACTORS if last[f] < 0.9]
+short = [f for f in PROMPT_FACTORS if last[f] < 0.9]
 Markdown(f"""
-The circuit has {len(circuit.heads)} of {len(single)} cross-attention heads: relation {listed(circuit.relation)}; object
-{listed(circuit.object)}; colour {listed(circuit.colour)}. {f'For {" and ".join(short)} the set stays below .9.' if short else 'All three sets reach .9.'}
+The circuit has {len(circuit.heads)} of {len(single)} cross-attention heads: relation
+{listed(circuit.relation)}; object {listed(circuit.object)}; colour
+{listed(circuit.colour)}.
+{f'For {" and ".join(short)} the set stays below .9.' if short else
+'All three sets reach .9.'}
 """)
 
 # %% [markdown]
@@ -87,12 +109,14 @@ The circuit has {len(circuit.heads)} of {len(single)} cross-attention heads: rel
 
 # %%
 mean = mean_outputs(quick, everything if full else everything[:22], steps=steps)
-tested = tests(quick, testing, circuit.heads, mean, random=5 if full else 1, seed=seed, steps=steps)
+tested = tests(quick, testing, circuit.heads, mean, random=5 if full else 1, seed=seed,
+               steps=steps)
 METRICS = ("loose", "unique_binding", "shape")
 outcome = {m: shares(tested, m) for m in METRICS}
 Captioned(intervals(outcome, "share of the intact model's score"),
-          "The circuit alone, the rest without it, the circuit without each member, no head at all, and random sets of "
-          "equal size alone; 95 % intervals over prompts.")
+          "The circuit alone, the rest without it, the circuit without each member, no "
+          "head at all, and random sets of equal size alone; 95 % intervals over "
+          "prompts.")
 
 # %%
 def share(condition: str, metric: str = "loose") -> str:
@@ -104,19 +128,27 @@ loose = outcome["loose"]
 null = loose.filter(like="random", axis=0)["mean"]
 without = loose.filter(like="circuit without", axis=0)
 without = without.rename(index=lambda c: c.removeprefix("circuit without "))
-faithful, complete = loose.loc["circuit alone", "low"] >= 0.9, loose.loc["without the circuit", "high"] < 0.1
-spare = [h for h, row in without.iterrows() if row["high"] >= loose.loc["circuit alone", "mean"]]
+alone = loose.loc["circuit alone"]
+faithful, complete = alone["low"] >= 0.9, loose.loc["without the circuit", "high"] < 0.1
+in_part = "in part" if alone["low"] > null.max() else "no"
+spare = [h for h, row in without.iterrows() if row["high"] >= alone["mean"]]
+minimal = (f"no. Without {' or '.join(spare)} the rest of the circuit is as good "
+           "within the interval" if spare else "yes. Each member is missed")
 Markdown(f"""
-*Faithful*: {'yes' if faithful else 'in part' if loose.loc['circuit alone', 'low'] > null.max() else 'no'}. Alone, the circuit has
-{share('circuit alone')} of the model's loose, {share('circuit alone', 'unique_binding')} of its binding and
-{share('circuit alone', 'shape')} of its shapes. Random sets of {len(circuit.heads)} heads have {null.min():.2f} to {null.max():.2f} of loose,
-no head at all {share('nothing')}.
+*Faithful*: {'yes' if faithful else in_part}. Alone, the circuit has
+{share('circuit alone')} of the model's loose,
+{share('circuit alone', 'unique_binding')} of its binding and
+{share('circuit alone', 'shape')} of its shapes. Random sets of {len(circuit.heads)}
+heads have {null.min():.2f} to {null.max():.2f} of loose, no head at all
+{share('nothing')}.
 
-*Complete*: {'yes' if complete else 'not quite'}. Without the circuit, {share('without the circuit')} of loose is left,
-{share('without the circuit', 'shape')} of shape.
+*Complete*: {'yes' if complete else 'not quite'}. Without the circuit,
+{share('without the circuit')} of loose is left, {share('without the circuit', 'shape')}
+of shape.
 
-*Minimal*: {f'no. Without {" or ".join(spare)} the rest of the circuit is as good within the interval' if spare else 'yes. Each member is missed'};
-without one member, loose goes to {without['mean'].min():.2f} ({without['mean'].idxmin()}) to {without['mean'].max():.2f} ({without['mean'].idxmax()}).
+*Minimal*: {minimal}; without one member, loose goes to {without['mean'].min():.2f}
+({without['mean'].idxmin()}) to {without['mean'].max():.2f}
+({without['mean'].idxmax()}).
 """)
 
 # %% [markdown]
@@ -124,20 +156,28 @@ without one member, loose goes to {without['mean'].min():.2f} ({without['mean'].
 # the one that the rest misses least, chosen on the prompts that found the circuit and measured on the others.
 
 # %%
-chain = prune(quick, finding, circuit.heads, mean, seed=seed + 1, steps=steps) if full else prune(
-    quick, finding, circuit.heads, mean, until=0.99, steps=steps)
-nested = {f"{len(left)} heads: {', '.join(name(*h) for h in left)}": others(quick, left) for left in chain["left"]}
+chain = (prune(quick, finding, circuit.heads, mean, seed=seed + 1, steps=steps) if full
+         else prune(quick, finding, circuit.heads, mean, until=0.99, steps=steps))
+nested = {f"{len(left)} heads: {', '.join(head_name(*h) for h in left)}":
+          other_heads(quick, left) for left in chain["left"]}
 smaller_circuits = ablate(quick, testing, nested, seed=seed, mean=mean, steps=steps)
 sizes = {m: shares(smaller_circuits, m) for m in METRICS}
 Captioned(intervals(sizes, "share of the intact model's score"),
           "Smaller and smaller circuits alone; 95 % intervals over prompts.")
 
 # %%
-enough = [(left, sizes["loose"].iloc[1 + i]) for i, left in enumerate(chain["left"]) if sizes["loose"].iloc[1 + i]["mean"] >= 0.9]
-core, core_share = enough[-1] if enough else (circuit.heads, loose.loc["circuit alone"])
+measured = [row for _, row in sizes["loose"].iloc[1:].iterrows()]
+enough = [(left, row) for left, row in zip(chain["left"], measured)
+          if row["mean"] >= 0.9]
+core, core_share = enough[-1] if enough else (circuit.heads, alone)
+smaller_text = ("What the other members carry is real, by the effects above, but a "
+                "picture needs only the sign of a sum, and part of the sum is enough."
+                if len(core) < len(circuit.heads)
+                else "No smaller one of those tried keeps nine tenths.")
 Markdown(f"""
-{len(core)} heads, {listed(core)}, still have {core_share['mean']:.2f} [{core_share['low']:.2f}, {core_share['high']:.2f}] of loose.
-{'What the other members carry is real, by the effects above, but a picture needs only the sign of a sum, and part of the sum is enough.' if len(core) < len(circuit.heads) else 'No smaller one of those tried keeps nine tenths.'}
+{len(core)} heads, {listed(core)}, still have {core_share['mean']:.2f}
+[{core_share['low']:.2f}, {core_share['high']:.2f}] of loose.
+{smaller_text}
 """)
 
 # %% [markdown]
@@ -145,19 +185,21 @@ Markdown(f"""
 # in the circuit alone they are off. Compare with each member, and each group, taken from the intact model.
 
 # %%
-sets = {name(*h): [h] for h in circuit.heads} | {f"{role} heads": heads for role, heads in members.items()}
+sets = ({head_name(*h): [h] for h in circuit.heads}
+        | {f"{role} heads": heads for role, heads in members.items()})
 off = effects(ablate(quick, testing[:22], sets, seed=seed, mean=mean, steps=steps))
 from_model = off.xs("loose", level="metric").drop(INTACT)["change"]
-in_circuit = without["mean"] - loose.loc["circuit alone", "mean"]
+in_circuit = without["mean"] - alone["mean"]
+others = {f"{name}, whole model": off.xs(m, level="metric").drop(INTACT)["change"]
+          for m, name in (("shape", "shape"), ("color", "colour"))}
 pd.DataFrame({"loose, whole model": from_model, "loose, circuit alone": in_circuit,
-              "shape, whole model": off.xs("shape", level="metric").drop(INTACT)["change"],
-              "colour, whole model": off.xs("color", level="metric").drop(INTACT)["change"]}).loc[list(sets)].round(2)
+              **others}).loc[list(sets)].round(2)
 
 # %%
 covered = [h for h in in_circuit.index if in_circuit[h] < from_model[h] - 0.2]
-Markdown(f"""
-{f'Covered for in the whole model, by more than .2: {", ".join(covered)}. There are backups outside the circuit.' if covered else 'No member is covered for by heads outside the circuit by more than .2.'}
-""")
+Markdown(f"Covered for in the whole model, by more than .2: {', '.join(covered)}. "
+         "There are backups outside the circuit." if covered
+         else "No member is covered for by heads outside the circuit by more than .2.")
 
 # %% [markdown]
 # ## Arrows
@@ -182,33 +224,48 @@ told = {"object head": (circuit.object, [counterpart(p, "colour") for p in few])
 heard = {}
 for receiver, (heads, target) in told.items():
     later = [h for h in heads if h[0] > max(layer for layer, _ in circuit.relation)]
-    frame = patch_paths(quick, few, "relation", {"path": circuit.relation}, later or heads, scored=target, seed=seed, steps=steps)
+    frame = patch_paths(quick, few, "relation", {"path": circuit.relation},
+                        later or heads, scored=target, seed=seed, steps=steps)
     heard[receiver] = summarise(frame[frame["condition"] == "path"]).loc["loose"]
 heard = pd.DataFrame(heard).T.astype(float)
 heard[["mean", "low", "high"]].round(2)
 
 # %%
 lost = off["change"].unstack("metric")
-edges = [("relation words", "relation", f"effect\n{last['relation']:.2f}"), ("shape words", "object", f"effect {last['shape']:.2f}"),
+edges = [("relation words", "relation", f"effect\n{last['relation']:.2f}"),
+         ("shape words", "object", f"effect {last['shape']:.2f}"),
          ("colour words", "colour", f"effect {last['colour']:.2f}"),
-         ("relation", "object", f"by its query\n{heard.loc['object head', 'mean']:.2f}"),
-         ("relation", "colour", f"by their queries\n{heard.loc['colour heads', 'mean']:.2f}"),
-         ("object", "picture", f"shape without it\n{lost.loc['object heads', 'shape']:+.2f}"),
-         ("colour", "picture", f"binding without\n{lost.loc['colour heads', 'unique_binding']:+.2f}")]
-does = {"relation": "a word becomes a side: a ramp over the places", "object": "marked places become object 1 or 2 by shape",
-        "colour": "the same places get their colour", "picture": "self-attention and MLPs do the rest"}
-Captioned(diagram({role: [name(*h) for h in heads] for role, heads in members.items()}, edges, does),
-          "The circuit. On the arrows: from the words, the effect of patching the set; between heads, the share of pictures "
-          "that follow when only the receivers' queries are told; to the picture, the loss without the set.",
-          "A diagram from relation, shape and colour words to relation heads, object head, colour heads and picture.")
+         ("relation", "object",
+          f"by its query\n{heard.loc['object head', 'mean']:.2f}"),
+         ("relation", "colour",
+          f"by their queries\n{heard.loc['colour heads', 'mean']:.2f}"),
+         ("object", "picture",
+          f"shape without it\n{lost.loc['object heads', 'shape']:+.2f}"),
+         ("colour", "picture",
+          f"binding without\n{lost.loc['colour heads', 'unique_binding']:+.2f}")]
+does = {"relation": "a word becomes a side: a ramp over the places",
+        "object": "marked places become object 1 or 2 by shape",
+        "colour": "the same places get their colour",
+        "picture": "self-attention and MLPs do the rest"}
+Captioned(diagram({role: [head_name(*h) for h in heads]
+                   for role, heads in members.items()}, edges, does),
+          "The circuit. On the arrows: from the words, the effect of patching the set; "
+          "between heads, the share of pictures that follow when only the receivers' "
+          "queries are told; to the picture, the loss without the set.",
+          "A diagram from relation, shape and colour words to relation heads, object "
+          "head, colour heads and picture.")
 
 # %%
 paths = heard["mean"]
+two_paths = ("The relation takes two paths that can be worked apart."
+             if min(paths["object head"], paths["colour heads"]) > 0.5
+             else "Not every arrow is as clean as the drawing: where the share is low, "
+             "other receivers take part.")
 Markdown(f"""
-Told to the object head's query alone, the relation gives the predicted picture, shapes moved and colours not, in
-{paths['object head']:.0%}; told to the colour heads' alone, colours moved and shapes not, in {paths['colour heads']:.0%}; told to both, the
-clean picture in {paths['object and colour heads']:.0%}. {'The relation takes two paths that can be worked apart.'
-if min(paths['object head'], paths['colour heads']) > 0.5 else 'Not every arrow is as clean as the drawing: where the share is low, other receivers take part.'}
+Told to the object head's query alone, the relation gives the predicted picture, shapes
+moved and colours not, in {paths['object head']:.0%}; told to the colour heads' alone,
+colours moved and shapes not, in {paths['colour heads']:.0%}; told to both, the clean
+picture in {paths['object and colour heads']:.0%}. {two_paths}
 """)
 
 # %% [markdown]
@@ -219,60 +276,87 @@ if min(paths['object head'], paths['colour heads']) > 0.5 else 'Not every arrow 
 # *patching* (what it brings by denoising), *ablation* (what fails without it; here for members only).
 
 # %%
-read = synopsis(quick, testing[:22], 1, seed, steps=steps).table("per token").nan_to_num()
-attention = {kind: x.mean(0) for kind, x in scores(read).items()}                                # [L, H] each
+read = synopsis(quick, testing[:22], 1, seed, steps=steps).table("per token")
+scored = attention_scores(read.nan_to_num())
+attention = {kind: x.mean(0) for kind, x in scored.items()}  # [L, H] each
 shape = attention["relation"].shape
-words = screen(net.transformer, net.encoder, everything)
-ramp = words.assign(size=words["projection"].abs()).groupby("name")["size"].mean().reindex(list(single))
-grids = {"relation score": attention["relation"], "ramp (weights)": torch.tensor(ramp.to_numpy()).view(shape),
+words = screen_words(net.transformer, net.encoder, everything)
+ramp = words.assign(size=words["projection"].abs()).groupby("name")["size"].mean()
+ramp = ramp.reindex(list(single))
+grids = {"relation score": attention["relation"],
+         "ramp (weights)": torch.tensor(ramp.to_numpy()).view(shape),
          "object score": attention["object"],
-         **{f"brings the {f}": torch.tensor(t.mean().to_numpy()).view(shape) for f, t in effect["denoising"].items()}}
-Captioned(head_grid({k: v / v.abs().max() for k, v in grids.items()}, "share of the largest", members, columns=3),
-          "Scores of all heads, each divided by its largest. Frames: relation heads green, object head purple, colour heads "
-          "brown.", "Six grids of layers and heads.")
+         **{f"brings the {f}": torch.tensor(t.mean().to_numpy()).view(shape)
+            for f, t in effect["denoising"].items()}}
+Captioned(head_grid({k: v / v.abs().max() for k, v in grids.items()},
+                    "share of the largest", members, columns=3),
+          "Scores of all heads, each divided by its largest. Frames: relation heads "
+          "green, object head purple, colour heads brown.",
+          "Six grids of layers and heads.")
 
 # %%
-table = pd.DataFrame({k: v.flatten().tolist() for k, v in grids.items()}, index=list(single))
-table.insert(0, "role", [", ".join(r for r, heads in members.items() if h in heads) for h in heads_of(quick)])
+table = pd.DataFrame({k: v.flatten().tolist() for k, v in grids.items()},
+                     index=list(single))
+table.insert(0, "role", [", ".join(r for r, heads in members.items() if h in heads)
+                         for h in heads_of(quick)])
 table["loose without"] = from_model.reindex(table.index)
 table["shape without"] = off.xs("shape", level="metric")["change"].reindex(table.index)
 table[table["role"] != ""].sort_values("role", ascending=False).round(2)
 
 # %%
-output = {name(*h) for h in [*circuit.object, *circuit.colour]}
-compared = table.drop(index=list(output))[["relation score", "ramp (weights)", "brings the relation"]]
+output = {head_name(*h) for h in [*circuit.object, *circuit.colour]}
+compared = table.drop(
+    index=list(output))[["relation score", "ramp (weights)", "brings the relation"]]
 agreed = agreement(compared)
 agreed.round(4)
 
 # %%
 rho, same = agreed["rank correlation"], agreed["same top head"]
 tops = {c: compared[c].idxmax() for c in compared}
+leads = (f"All three put {tops['relation score']} first." if same.all() else
+         "They do not put the same head first: "
+         + ", ".join(f"{h} ({c})" for c, h in tops.items()) + ".")
 best = {c: set(compared[c].nlargest(len(circuit.relation)).index) for c in compared}
 common = set.intersection(*best.values())
 Markdown(f"""
-Over the {len(compared)} heads that are neither object nor colour heads, rank correlations are {rho.min():.2f} to {rho.max():.2f}.
-{f'All three put {tops["relation score"]} first.' if same.all() else 'They do not put the same head first: ' + ', '.join(f'{h} ({c})' for c, h in tops.items()) + '.'}
-Of the {len(circuit.relation)} leading heads of each, {len(common)} {'is' if len(common) == 1 else 'are'} common to all
-({', '.join(sorted(common)) or 'none'}). Rank correlation counts the many heads that do nothing, whose order is noise; the leading heads are
-what matters.
+Over the {len(compared)} heads that are neither object nor colour heads, rank
+correlations are {rho.min():.2f} to {rho.max():.2f}.
+{leads} Of the {len(circuit.relation)} leading heads of each, {len(common)}
+{'is' if len(common) == 1 else 'are'} common to all
+({', '.join(sorted(common)) or 'none'}). Rank correlation counts the many heads that do
+nothing, whose order is noise; the leading heads are what matters.
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-gap = 1 - loose.loc["circuit alone", "mean"]
+gap = 1 - alone["mean"]
+needed = "Each member is needed"
+if spare:
+    needed = (f"One by one, {len(without) - len(spare)} of {len(without)} members are "
+              f"needed for pictures; {len(core)} heads ({listed(core)}) still do "
+              f"{core_share['mean']:.2f}")
 Markdown(f"""
-- {len(circuit.heads)} of {len(single)} cross-attention heads do {share('circuit alone')} of what the model does for loose, against
-  {null.max():.2f} at most for random sets; without them {share('without the circuit')} is left.
-- {f'One by one, {len(without) - len(spare)} of {len(without)} members are needed for pictures; {len(core)} heads ({listed(core)}) still do {core_share["mean"]:.2f}' if spare else 'Each member is needed'}.
-- The relation reaches shapes and colours by separate paths: {paths['object head']:.0%} and {paths['colour heads']:.0%} of the pictures follow
-  when only one of them is told. The paper's circuit has no colour heads; this one has.
-- Attention, weights and patching {'agree on the leading relation head' if same.all() else 'do not agree on the leading relation head'} and share
-  {len(common)} of {len(circuit.relation)} leading heads.
+- {len(circuit.heads)} of {len(single)} cross-attention heads do
+  {share('circuit alone')} of what the model does for loose, against {null.max():.2f} at
+  most for random sets; without them {share('without the circuit')} is left.
+- {needed}.
+- The relation reaches shapes and colours by separate paths: {paths['object head']:.0%}
+  and {paths['colour heads']:.0%} of the pictures follow when only one of them is told.
+  The paper's circuit has no colour heads; this one has.
+- Attention, weights and patching
+  {'agree on the leading relation head' if same.all() else
+  'do not agree on the leading relation head'} and share {len(common)} of
+  {len(circuit.relation)} leading heads.
 
-What remains unexplained: {f'{gap:.0%} of loose that the circuit alone does not recover' if gap > 0.005 else 'nothing of loose on these prompts, but the intervals allow a few hundredths'};
-what self-attention and the MLPs do, which were left in place throughout, although a part of the path from the relation heads to the
-object head goes through them; the mean outputs of the other heads, which stay on and may matter; and {'the backups, ' + ', '.join(covered) + ' being covered for in the whole model' if covered else 'backups that these tests do not see'}.
-It is the circuit of one model; whether it recurs from seed to seed needs other models.
+What remains unexplained:
+{f'{gap:.0%} of loose that the circuit alone does not recover' if gap > 0.005 else
+'nothing of loose on these prompts, but the intervals allow a few hundredths'}; what
+self-attention and the MLPs do, which were left in place throughout, although a part of
+the path from the relation heads to the object head goes through them; the mean outputs
+of the other heads, which stay on and may matter; and
+{'the backups, ' + ', '.join(covered) + ' being covered for in the whole model' if
+covered else 'backups that these tests do not see'}. It is the circuit of one model;
+whether it recurs from seed to seed needs other models.
 """)

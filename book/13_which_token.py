@@ -16,18 +16,28 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims, pretrained, weights
-from spatial_circuits.ablation import ablate, effects, mask_roles, mean_outputs, name, others
-from spatial_circuits.arithmetic import graft
-from spatial_circuits.captions import parse
-from spatial_circuits.factors import labels, partition, relation_effects, screen, token_vectors
-from spatial_circuits.metrics import prompt_set, summarise
-from spatial_circuits.patching import counterpart
-from spatial_circuits.plots import Captioned, intervals, maps
-from spatial_circuits.plots_heads import head_grid
-from spatial_circuits.pretrained import load
-from spatial_circuits.scenes import OFFSETS, RELATIONS
-from spatial_circuits.study_text import ROLES, WINDOWS
+from spatial_circuits.analyses.ablation import ablate, mask_roles, mean_outputs
+from spatial_circuits.analyses.arithmetic import interchange_token
+from spatial_circuits.analyses.factors import (
+    labels,
+    partition,
+    relation_effects,
+    screen_effects,
+    token_vectors,
+)
+from spatial_circuits.analyses.heads import head_name, other_heads
+from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.analyses.sweep import effects
+from spatial_circuits.analyses.weight_maps import qk_maps
+from spatial_circuits.book.figures import Captioned, intervals, maps
+from spatial_circuits.book.head_figures import head_grid
+from spatial_circuits.claims import claims
+from spatial_circuits.claims.text_tables import PROMPT_ROLES, WINDOWS
+from spatial_circuits.data.captions import parse
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import OFFSETS, RELATIONS
+from spatial_circuits.model.store import load, names
+from spatial_circuits.text.counterparts import counterpart
 
 net = load(model)
 fast, dit, encoder = net.fast(), net.transformer, net.encoder
@@ -38,59 +48,76 @@ prompts = everything[:44] if full else everything[:3]
 # %% [markdown]
 # ## Hide one word
 #
-# Let no head see the tokens of one role, in the conditional half of the guidance and at every step. The other tokens
+# Let no head see the tokens of one role, in the conditional CFG branch and at every step. The other tokens
 # keep the embeddings that they have; what the encoder has mixed into them stays. Count three things: the relation is
 # right (*loose*), both objects are there (*unique binding*), and the first given the second, which tells a lost relation
 # from a lost object. One picture for each of the prompts and conditions from the same noise; intervals are 95 %, by a
 # bootstrap over prompts.
 
 # %%
-groups = {role: (role, None) for role in ROLES}
-groups |= {"relation + shape2": ("relation+shape2", None), "relation + shape1": ("relation+shape1", None)}
+groups = {role: (role, None) for role in PROMPT_ROLES}
+groups |= {"relation + shape2": ("relation+shape2", None),
+           "relation + shape1": ("relation+shape1", None)}
 frame = mask_roles(fast, prompts, groups, seed=seed)
 hidden = effects(frame)
 
 def given(condition: str) -> pd.Series:
-    """Relation right among the pictures with both objects: mean, low, high, by a bootstrap over pictures."""
-    rows = frame[(frame["condition"] == condition) & frame["unique_binding"]]["loose"].to_numpy(float)
+    """Relation right given both objects: mean, low, high, bootstrap over pictures."""
+    both = frame[(frame["condition"] == condition) & frame["unique_binding"]]
+    rows, random = both["loose"].to_numpy(float), torch.Generator().manual_seed(0)
     if len(rows) < 2:
-        return pd.Series({"mean": float("nan"), "low": float("nan"), "high": float("nan")})
-    draws = rows[torch.randint(len(rows), (2000, len(rows)), generator=torch.Generator().manual_seed(0)).numpy()].mean(1)
-    return pd.Series({"mean": rows.mean(), "low": pd.Series(draws).quantile(0.025), "high": pd.Series(draws).quantile(0.975)})
+        return pd.Series(float("nan"), index=["mean", "low", "high"])
+    picked = torch.randint(len(rows), (2000, len(rows)), generator=random).numpy()
+    low, high = pd.Series(rows[picked].mean(1)).quantile([0.025, 0.975])
+    return pd.Series({"mean": rows.mean(), "low": low, "high": high})
 
-shown = {m.replace("_", " "): hidden.xs(m, level="metric") for m in ("loose", "unique_binding")}
-shown["loose, given both objects"] = pd.DataFrame({c: given(c) for c in shown["loose"].index}).T
+shown = {m.replace("_", " "): hidden.xs(m, level="metric")
+         for m in ("loose", "unique_binding")}
+shown["loose, given both objects"] = pd.DataFrame(
+    {c: given(c) for c in shown["loose"].index}).T
 Captioned(intervals(shown, "share of pictures", (0, 1.02)),
-          f"{net.name} with the tokens of one role hidden from all heads at all steps, {len(prompts)} prompts. Where the second and the third "
-          "dots part, objects are lost; where the first and the second part, the relation.",
+          f"{net.name} with the tokens of one role hidden from all heads at all steps, "
+          f"{len(prompts)} prompts. Where the second and the third dots part, objects "
+          "are lost; where the first and the second part, the relation.",
           "Dots with intervals: a row for each hidden role, three dots each.")
 
 # %%
-intact, word, second = (hidden.loc[(c, "loose"), "mean"] for c in ("intact", "relation", "shape2"))
-kept = {c: given(c)["mean"] for c in ("intact", "relation", "shape2", "relation + shape2", "shape1")}
+intact, word, second = (hidden.loc[(c, "loose"), "mean"]
+                        for c in ("intact", "relation", "shape2"))
+kept = {c: given(c)["mean"] for c in ("intact", "relation", "shape2",
+                                      "relation + shape2", "shape1")}
 blind = frame[(frame["condition"] == "relation") & frame["unique_binding"]]
 wrong = blind[~blind["loose"]]
 whole = frame[(frame["condition"] == "intact") & frame["unique_binding"]]
 def opposite() -> int:
-    """With the relation word hidden and both objects there: how many of the wrong pictures show the opposite side."""
-    return sum(points(counterpart(p, "relation"), x, y) for p, x, y in zip(wrong["prompt"], wrong["dx"], wrong["dy"]))
+    """How many of the wrong pictures without the relation word show the opposite."""
+    return sum(points(counterpart(p, "relation"), x, y)
+               for p, x, y in zip(wrong["prompt"], wrong["dx"], wrong["dy"]))
 
 def points(prompt: str, dx: float, dy: float) -> bool:
-    """Does the displacement of the objects have the sign that a prompt asks for, on each axis that it names?"""
+    """Is the displacement of the sign asked for on each axis that the prompt names?"""
     wanted = OFFSETS[parse(prompt).relation].tolist()
     return all(w == 0 or w * d > 0 for w, d in zip(wanted, (dx, dy)))
 
+so = "So the relation comes from the relation word."
+if word > 0.75 * intact:
+    so = ("So the relation reaches this model mostly by another way than the relation "
+          "word.")
+elif kept["relation"] > 0.55:
+    so = ("Much of the relation survives without its word, so it also stands in other "
+          "tokens.")
 Markdown(f"""
-With the relation word hidden {word:.2f} of the pictures are right (intact {intact:.2f}); of those with both objects
-{kept['relation']:.0%}. Without the second shape's token it is {second:.2f}, mostly because objects are missing. The paper's T5 model
-lost little without the relation word and half without shape2.
+With the relation word hidden {word:.2f} of the pictures are right (intact
+{intact:.2f}); of those with both objects {kept['relation']:.0%}. Without the second
+shape's token it is {second:.2f}, mostly because objects are missing. The paper's T5
+model lost little without the relation word and half without shape2.
 
-{'So the relation reaches this model mostly by another way than the relation word.' if word > 0.75 * intact else
- 'Much of the relation survives without its word, so it also stands in other tokens.' if kept['relation'] > 0.55 else
- 'So the relation comes from the relation word.'} Of the {len(wrong)} pictures that then
-have both objects but not the relation, {opposite()} show the opposite one. Over all {len(blind)} with both objects the first lies right of the
-second in {(blind["dx"] > 0).mean():.0%} and below it in {(blind["dy"] > 0).mean():.0%}; with nothing hidden it is {(whole["dx"] > 0).mean():.0%} and {(whole["dy"] > 0).mean():.0%}. A difference is a habit of
-the model that shows where no word tells it a side.
+{so} Of the {len(wrong)} pictures that then have both objects but not the relation,
+{opposite()} show the opposite one. Over all {len(blind)} with both objects the first
+lies right of the second in {(blind["dx"] > 0).mean():.0%} and below it in
+{(blind["dy"] > 0).mean():.0%}; with nothing hidden it is {(whole["dx"] > 0).mean():.0%}
+and {(whole["dy"] > 0).mean():.0%}. A difference is a habit of the model that shows
+where no word tells it a side.
 """)
 
 # %% [markdown]
@@ -111,35 +138,45 @@ the model that shows where no word tells it a side.
 donors = [counterpart(p, "relation") for p in prompts]
 def grafted(role: str) -> pd.DataFrame:
     """Scores against the opposite prompt with that prompt's token of a role."""
-    return graft(fast, prompts, donors, role, seed=seed)
+    return interchange_token(fast, prompts, donors, role, seed=seed)
 
 transplants = {role: grafted(role) for role in ("shape1", "relation", "shape2", "end")}
-table = pd.DataFrame({role: summarise(f[f["condition"] == "grafted"]).loc["loose", ["mean", "low", "high"]] for role, f in transplants.items()}).T
+scores = {role: summarise(f[f["condition"] == "grafted"]).loc["loose"]
+          for role, f in transplants.items()}
+table = pd.DataFrame(scores).T[["mean", "low", "high"]]
 follow = table["mean"].to_dict()
 carrier = max(follow, key=follow.get)
-Captioned(intervals({"follows the exchanged token": table}, "share of pictures with the opposite relation", (-0.02, 1.02)),
-          "One token taken from the opposite prompt, all others as they are: share of the pictures that show the opposite relation.",
+Captioned(intervals({"follows the exchanged token": table},
+                    "share of pictures with the opposite relation", (-0.02, 1.02)),
+          "One token taken from the opposite prompt, all others as they are: share of "
+          "the pictures that show the opposite relation.",
           "Dots with intervals for four roles.")
 
 # %%
-which = {"shape2": ", the one that the paper names", "relation": ", the relation word itself"}.get(carrier, "")
+which = {"shape2": ", the one that the paper names",
+         "relation": ", the relation word itself"}.get(carrier, "")
 Markdown(f"""
-The pictures follow **{carrier}** in {follow[carrier]:.0%}; {', '.join(f'{r} in {v:.0%}' for r, v in follow.items() if r != carrier)}. {net.name}
-reads the relation from {f'one token{which}' if follow[carrier] > 0.8 else 'no single token'}.
+The pictures follow **{carrier}** in {follow[carrier]:.0%};
+{', '.join(f'{r} in {v:.0%}' for r, v in follow.items() if r != carrier)}. {net.name}
+reads the relation from
+{f'one token{which}' if follow[carrier] > 0.8 else 'no single token'}.
 """)
 
 # %%
-recorded = {m: claims.read(claims.folder_of(m)) for m in pretrained.names()}
+recorded = {m: claims.read(claims.folder_of(m)) for m in names()}
 def row(m: str, tables: dict) -> dict:
-    """What the recorded tables say of a model: relation right with a word hidden, and followed when it is exchanged."""
+    """A model's recorded scores with a word hidden, and when it is exchanged."""
     of = {(r["condition"], r["metric"]): r["mean"] for r in tables["tokens"]["effects"]}
-    rate = lambda c: of[c, "loose"] / max(of[c, "unique_binding"], 1e-9)
-    swap = {r["token"]: r["mean"] for r in tables["arithmetic"]["graft"] if r["condition"] == "grafted" and r["metric"] == "loose"}
-    return {"intact": of["intact", "loose"], "relation hidden": of["relation", "loose"], "shape2 hidden": of["shape2", "loose"],
-            "given both, relation hidden": rate("relation"), "given both, shape2 hidden": rate("shape2"),
-            "relation exchanged": swap["relation"], "shape2 exchanged": swap["shape2"]}
+    swap = {r["token"]: r["mean"] for r in tables["arithmetic"]["graft"]
+            if r["condition"] == "grafted" and r["metric"] == "loose"}
+    both, words = "unique_binding", ("relation", "shape2")
+    return {"intact": of["intact", "loose"],
+            **{f"{w} hidden": of[w, "loose"] for w in words},
+            **{f"given both, {w} hidden": of[w, "loose"] / max(of[w, both], 1e-9)
+               for w in words}, **{f"{w} exchanged": swap[w] for w in words}}
 
-pd.DataFrame({m: row(m, t) for m, t in recorded.items() if {"tokens", "arithmetic"} <= set(t)}).T.round(2)
+pd.DataFrame({m: row(m, t) for m, t in recorded.items()
+              if {"tokens", "arithmetic"} <= set(t)}).T.round(2)
 
 # %% [markdown]
 # The table holds all shipped models for which `spatial-circuits tokens` and `arithmetic` were run. Exchanged: loose relation
@@ -150,21 +187,30 @@ pd.DataFrame({m: row(m, t) for m, t in recorded.items() if {"tokens", "arithmeti
 # The same, hidden only in a window of steps.
 
 # %%
-timed = {f"{role}, {w}": (role, None, list(steps)) for role in ("relation", "shape2") for w, steps in WINDOWS.items()}
+timed = {f"{role}, {w}": (role, None, list(steps)) for role in ("relation", "shape2")
+         for w, steps in WINDOWS.items()}
 late = effects(mask_roles(fast, prompts[::2], timed, seed=seed))
-windows = pd.DataFrame({role: {w: late.loc[(f"{role}, {w}", "loose"), "change"] for w in WINDOWS} for role in ("relation", "shape2")})
-objects = pd.DataFrame({role: {w: late.loc[(f"{role}, {w}", "unique_binding"), "change"] for w in WINDOWS} for role in ("relation", "shape2")})
+windows, objects = (pd.DataFrame({role: {w: late.loc[(f"{role}, {w}", metric), "change"]
+                                         for w in WINDOWS}
+                                  for role in ("relation", "shape2")})
+                    for metric in ("loose", "unique_binding"))
 pd.concat({"loose": windows, "unique binding": objects}, axis=1).round(2)
 
 # %%
 at = carrier if carrier in windows else "relation"
 column, lost = windows[at], objects[at]
 cost = late.loc[(f"{at}, {column.idxmin()}", "loose")]
-needed = (f"The {at} token is needed most in {column.idxmin()} ({column.min():+.2f} [{cost['change_low']:+.2f}, {cost['change_high']:+.2f}])"
-          if cost["change_high"] < 0 else f"No window alone costs the {at} token's relation more than the interval allows")
+needed = (f"The {at} token is needed most in {column.idxmin()} ({column.min():+.2f} "
+          f"[{cost['change_low']:+.2f}, {cost['change_high']:+.2f}])"
+          if cost["change_high"] < 0
+          else f"No window alone costs the {at} token's relation more than the "
+          "interval allows")
+lost_objects = cost["change_high"] < 0 and lost[column.idxmin()] <= column.min() / 2
 Markdown(f"""
-Change from the intact model, {len(prompts[::2])} prompts. {needed}; hidden at the first two steps alone it changes loose by {column.iloc[0]:+.2f}.
-{"The loss there is one of objects: unique binding falls as far." if cost["change_high"] < 0 and lost[column.idxmin()] <= column.min() / 2 else ""}
+Change from the intact model, {len(prompts[::2])} prompts. {needed}; hidden at the first
+two steps alone it changes loose by {column.iloc[0]:+.2f}.
+{"The loss there is one of objects: unique binding falls as far." if lost_objects
+else ""}
 """)
 
 # %% [markdown]
@@ -181,7 +227,8 @@ found = {}
 for role in ("shape2", "shape1", "relation"):
     vectors = token_vectors(encoder, everything, role, dit)
     found[role] = relation_effects(partition(vectors, labels(everything, role), 0))
-screens = {role: screen(dit, v, 1000 if full else 50, seed) for role, v in found.items()}
+screens = {role: screen_effects(dit, v, 1000 if full else 50, seed)
+           for role, v in found.items()}
 layers, heads = (screens["shape2"][k].max() + 1 for k in ("layer", "head"))
 def as_grid(role: str) -> torch.Tensor:
     """Mean projection [L, H] on the ramps."""
@@ -190,85 +237,138 @@ def as_grid(role: str) -> torch.Tensor:
         out[r["layer"], r["head"]] = r["projection"]
     return out
 
-sure = {role: [(r["layer"], r["head"]) for _, r in t.iterrows() if r["p"] < 0.05] for role, t in screens.items()}
-Captioned(head_grid({role: as_grid(role) for role in screens}, "projection on the ramps", {"relation": sorted({h for hs in sure.values() for h in hs})}),
-          "Mean projection of the relation effects' maps on the ramps, by token. Framed: heads with p < .05 for some token.",
+sure = {role: [(r["layer"], r["head"]) for _, r in t.iterrows() if r["p"] < 0.05]
+        for role, t in screens.items()}
+Captioned(head_grid({role: as_grid(role) for role in screens},
+                    "projection on the ramps",
+                    {"relation": sorted({h for hs in sure.values() for h in hs})}),
+          "Mean projection of the relation effects' maps on the ramps, by token. "
+          "Framed: heads with p < .05 for some token.",
           "Three heat maps of layers by heads.")
 
 # %%
-pd.concat({role: t.head(3).set_index("name").drop(columns=["layer", "head"]).round(3) for role, t in screens.items()})
+pd.concat({role: t.head(3).set_index("name").drop(columns=["layer", "head"]).round(3)
+           for role, t in screens.items()})
 
 # %%
-best_role = max(screens, key=lambda role: (len(sure[role]) > 0, screens[role]["projection"].abs().max()))
+strength = {role: t["projection"].abs().max() for role, t in screens.items()}
+best_role = max(screens, key=lambda role: (len(sure[role]) > 0, strength[role]))
 top = screens[best_role].iloc[0]
-drawn = weights.qk_maps(dit, found[best_role])[int(top["layer"]), int(top["head"])]
-Captioned(maps(drawn - drawn.mean(0), [r.replace("_", " ") for r in RELATIONS], "logit"),
-          f"Maps of {top['name']} for the relation effects on {best_role}: the head's preference for a place, before any picture exists.",
-          "Eight maps of 8 by 8 places, one for each relation, shaded from side to side.")
+drawn = qk_maps(dit, found[best_role])[int(top["layer"]), int(top["head"])]
+Captioned(maps(drawn - drawn.mean(0), [r.replace("_", " ") for r in RELATIONS],
+               "logit"),
+          f"Maps of {top['name']} for the relation effects on {best_role}: the head's "
+          "preference for a place, before any picture exists.",
+          "Eight maps of 8 by 8 places, one for each relation, shaded from side to "
+          "side.")
 
 # %% [markdown]
 # ## Do these heads matter?
 #
-# Ablate the heads that the screen names (mean ablation, conditional half), and as a control the heads of the same layers
+# Ablate the heads that the screen names (mean ablation, conditional branch), and as a control the heads of the same layers
 # with the smallest projections, one for each. And the other way round, with the heads left whole: hide the token that
 # they should read from these heads alone, from all other heads alone, and from all. If the screen has found the readers
 # of the relation, the first loses the relation and keeps the objects, and the second keeps the relation.
 
 # %%
 named = sure[best_role][:3] or [(int(top["layer"]), int(top["head"]))]
-order = screens[best_role].assign(size=lambda t: t["projection"].abs()).sort_values("size")
+screen = screens[best_role]
+order = screen.assign(size=screen["projection"].abs()).sort_values("size")
 control: list[tuple[int, int]] = []
 for layer, _ in named:
-    control += [(int(r["layer"]), int(r["head"])) for _, r in order[order["layer"] == layer].iterrows()
+    control += [(int(r["layer"]), int(r["head"]))
+                for _, r in order[order["layer"] == layer].iterrows()
                 if (r["layer"], r["head"]) not in [*named, *control]][:1]
 mean = mean_outputs(fast, everything[:88] if full else everything[:2])
-sets = {"screened": named, "control": control, **{name(*h): [h] for h in named}}
+sets = {"screened": named, "control": control, **{head_name(*h): [h] for h in named}}
 ablated = effects(ablate(fast, prompts, sets, seed=seed, mean=mean))
-where = {"screened heads": named, "all other heads": others(fast, named), "all heads": None}
-masked = effects(mask_roles(fast, prompts, {place: (best_role, heads) for place, heads in where.items()}, seed=seed))
-pd.concat({"ablated": ablated["mean"].unstack(), f"{best_role} hidden from": masked["mean"].unstack()})[["shape", "unique_binding", "loose"]].round(2)
+where = {"screened heads": named, "all other heads": other_heads(fast, named),
+         "all heads": None}
+hiding = {group: (best_role, heads) for group, heads in where.items()}
+masked = effects(mask_roles(fast, prompts, hiding, seed=seed))
+compared = {"ablated": ablated, f"{best_role} hidden from": masked}
+compared = pd.concat({kind: t["mean"].unstack() for kind, t in compared.items()})
+compared[["shape", "unique_binding", "loose"]].round(2)
 
 # %%
 fall = -ablated.loc[("screened", "loose"), "change"]
 objects_lost = -ablated.loc[("screened", "unique_binding"), "change"]
-needed_here = bool(sure[best_role]) and ablated.loc[("screened", "loose"), "high"] < ablated.loc[("control", "loose"), "low"]
+def below_control(metric: str) -> bool:
+    """Whether a score without the screened heads is surely below the control's."""
+    return (ablated.loc[("screened", metric), "high"]
+            < ablated.loc[("control", metric), "low"])
+
 def place(condition: str, metric: str) -> str:
     """A score with the token hidden from a group of heads, as text."""
-    return "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**masked.loc[(condition, metric)])
+    row = masked.loc[(condition, metric)]
+    return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
-seen, unseen = masked.loc[("screened heads", "loose")], masked.loc[("screened heads", "unique_binding")]
-own = ("Blind to this token, the screened heads lose the relation and the objects stay: they are its readers." if seen["high"] < unseen["low"] else
-       "The objects go with the relation, so that hiding the token does not tell the two apart." if seen["high"] < ablated.loc[("intact", "loose"), "low"] else
-       "These heads alone do not account for how the relation is read.")
-also = ("Unique binding falls below the control's too: these heads do not serve the relation alone."
-        if ablated.loc[("screened", "unique_binding"), "high"] < ablated.loc[("control", "unique_binding"), "low"] else "")
+needed_here = bool(sure[best_role]) and below_control("loose")
+verdict = ("The heads found from the weights are needed in the pictures." if needed_here
+           else "That is not shown to be more than without the control, or the screen "
+           "is not sure of its heads.")
+seen, unseen = (masked.loc[("screened heads", m)] for m in ("loose", "unique_binding"))
+own = "These heads alone do not account for how the relation is read."
+if seen["high"] < unseen["low"]:
+    own = ("Blind to this token, the screened heads lose the relation and the objects "
+           "stay: they are its readers.")
+elif seen["high"] < ablated.loc[("intact", "loose"), "low"]:
+    own = ("The objects go with the relation, so that hiding the token does not tell "
+           "the two apart.")
+also = ("Unique binding falls below the control's too: these heads do not serve the "
+        "relation alone." if below_control("unique_binding") else "")
 Markdown(f"""
-Without {', '.join(name(*h) for h in named)} loose relation falls by {fall:.2f} [{-ablated.loc[('screened', 'loose'), 'change_high']:.2f},
-{-ablated.loc[('screened', 'loose'), 'change_low']:.2f}] and unique binding by {objects_lost:.2f}; without the control
-({', '.join(name(*h) for h in control)}) by {-ablated.loc[('control', 'loose'), 'change']:.2f}.
-{'The heads found from the weights are needed in the pictures.' if needed_here else 'That is not shown to be more than without the control, or the screen is not sure of its heads.'} {also}
+Without {', '.join(head_name(*h) for h in named)} loose relation falls by {fall:.2f}
+[{-ablated.loc[('screened', 'loose'), 'change_high']:.2f},
+{-ablated.loc[('screened', 'loose'), 'change_low']:.2f}] and unique binding by
+{objects_lost:.2f}; without the control ({', '.join(head_name(*h) for h in control)}) by
+{-ablated.loc[('control', 'loose'), 'change']:.2f}. {verdict} {also}
 
-Hidden from the screened heads alone, {best_role} leaves {place('screened heads', 'loose')} of the relation and {place('screened heads', 'unique_binding')} of the objects;
-hidden from all others {place('all other heads', 'loose')} and {place('all other heads', 'unique_binding')}. {own}
+Hidden from the screened heads alone, {best_role} leaves
+{place('screened heads', 'loose')} of the relation and
+{place('screened heads', 'unique_binding')} of the objects; hidden from all others
+{place('all other heads', 'loose')} and {place('all other heads', 'unique_binding')}.
+{own}
 """)
 
 # %% [markdown]
 # ## What was established
 
 # %%
-read = follow["shape2"] >= 0.5 and table.loc["shape2", "low"] > table.loc["relation", "high"]
-moved = "does not hold" if not read else "holds" if word >= 0.75 * intact and second <= 0.5 * intact else "holds partly"
+apart = table.loc["shape2", "low"] > table.loc["relation", "high"]
+moved = "does not hold"
+hides = word >= 0.75 * intact and second <= 0.5 * intact
+if follow["shape2"] >= 0.5 and apart and hides:
+    moved = "holds"
 ramp, backup = (screens[role].iloc[0] for role in ("shape2", "relation"))
-found_by = ("holds" if ramp["p"] < 0.05 and abs(ramp["cosine"]) >= 0.9 else
-            "holds partly" if min(ramp["p"], backup["p"]) < 0.05 else "does not hold")
+found_by = "does not hold"
+if ramp["p"] < 0.05 and abs(ramp["cosine"]) >= 0.9:
+    found_by = "holds"
+sign = "A positive sign: the head marks the named side."
+if ramp["p"] >= 0.05:
+    sign = "No statement about the sign can be made."
+elif ramp["projection"] < 0:
+    sign = ("A negative sign: the head marks the side opposite to the named one, where "
+            "the second object goes.")
 Markdown(f"""
-- Exchanged for the opposite prompt's, {carrier} decides the relation in {follow[carrier]:.0%} of the pictures,
-  {'relation' if carrier == 'shape2' else 'shape2'} in {follow['relation' if carrier == 'shape2' else 'shape2']:.0%}. That the relation is read from shape2 and not from its word **{moved}** for {net.name} (C10).
-- Hidden, the relation word costs {intact - word:.2f} of {intact:.2f}, shape2 {intact - second:.2f}.
-- Screening with shape2's relation effects finds {f"{ramp['name']} first: cosine {ramp['cosine']:+.2f}, p = {ramp['p']:.3f}" if ramp['p'] < 0.05 else 'no head (p = ' + format(ramp['p'], '.2f') + ')'}. That weights alone find
-  the heads **{found_by}** (C12; the paper has −.98). With the relation word's effects it finds {backup['name']} first: cosine {backup['cosine']:+.2f}, p = {backup['p']:.3f}.
-- Ablated, the heads found are {'needed more than' if needed_here else 'not shown to be needed more than'} a control of the same layers.
-- {'A negative sign: the head marks the side opposite to the named one, where the second object goes.' if ramp['projection'] < 0 and ramp['p'] < 0.05 else 'No statement about the sign can be made.' if ramp['p'] >= 0.05 else 'A positive sign: the head marks the named side.'}
+- Exchanged for the opposite prompt's, {carrier} decides the relation in
+  {follow[carrier]:.0%} of the pictures,
+  {'relation' if carrier == 'shape2' else 'shape2'} in
+  {follow['relation' if carrier == 'shape2' else 'shape2']:.0%}. That the relation is
+  read from shape2 and not from its word **{moved}** for {net.name} (C10).
+- Hidden, the relation word costs {intact - word:.2f} of {intact:.2f}, shape2
+  {intact - second:.2f}.
+- Screening with shape2's relation effects finds
+  {f"{ramp['name']} first: cosine {ramp['cosine']:+.2f}, p = {ramp['p']:.3f}" if
+  ramp['p'] < 0.05 else 'no head (p = ' + format(ramp['p'], '.2f') + ')'}. That weights
+  alone find the heads **{found_by}** (C12; the paper has −.98). With the relation
+  word's effects it finds {backup['name']} first: cosine {backup['cosine']:+.2f}, p =
+  {backup['p']:.3f}.
+- Ablated, the heads found are
+  {'needed more than' if needed_here else 'not shown to be needed more than'} a control
+  of the same layers.
+- {sign}
 
-Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb) compares the models.
+Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb)
+compares the models.
 """)

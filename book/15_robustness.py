@@ -13,21 +13,31 @@ scale: str = "full"  # smoke | full
 
 # %%
 import pandas as pd
-import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims, pretrained
-from spatial_circuits.ablation import effects
-from spatial_circuits.captions import parse
-from spatial_circuits.circuit import shares
-from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
-from spatial_circuits.metrics import METRICS, prompt_set
-from spatial_circuits.perturb import FAMILIES, alignment, reworded, robustness, shifted_ramps, shifts, supported
-from spatial_circuits.plots import Captioned, bars, intervals
-from spatial_circuits.plots_heads import tables
-from spatial_circuits.pretrained import load
-from spatial_circuits.repair import METHODS, repair
-from spatial_circuits.scenes import RELATIONS
+from spatial_circuits.analyses.circuit import shares
+from spatial_circuits.analyses.factors import (
+    labels,
+    partition,
+    relation_effects,
+    token_vectors,
+)
+from spatial_circuits.analyses.repair import METHODS, repair
+from spatial_circuits.analyses.robustness import (
+    alignment,
+    robustness,
+    shifted_ramps,
+    shifts,
+)
+from spatial_circuits.analyses.sweep import effects
+from spatial_circuits.book.figures import Captioned, bars, intervals
+from spatial_circuits.book.head_figures import heat_tables
+from spatial_circuits.claims import claims
+from spatial_circuits.data.captions import parse
+from spatial_circuits.data.metrics import METRICS, prompt_set
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.model.store import load, names
+from spatial_circuits.text.wordings import FAMILIES, reworded, supported
 
 net = load(model)
 fast, dit, encoder = net.fast(), net.transformer, net.encoder
@@ -43,8 +53,10 @@ prompts = everything[:66] if full else everything[:4]
 
 # %%
 unread = supported(encoder, prompts)
-pd.DataFrame([(f, reworded(["red square is above blue circle"], f)[0], "unknown word" if f in unread else "")
-              for f in FAMILIES], columns=["wording", "example", "encoder"]).set_index("wording")
+said = {f: reworded(["red square is above blue circle"], f)[0] for f in FAMILIES}
+pd.DataFrame([(f, text, "unknown word" if f in unread else "")
+              for f, text in said.items()],
+             columns=["wording", "example", "encoder"]).set_index("wording")
 
 # %% [markdown]
 # One picture for each prompt and wording, the same noise for all wordings of a prompt. Intervals here and below are
@@ -53,21 +65,30 @@ pd.DataFrame([(f, reworded(["red square is above blue circle"], f)[0], "unknown 
 # %%
 frame = robustness(fast, prompts, seed=seed)
 scored = effects(frame)
-ratio = shares(frame.assign(condition=frame["condition"].replace("T0", "intact"))).rename({"intact": "T0"})
+as_intact = frame["condition"].replace("T0", "intact")
+ratio = shares(frame.assign(condition=as_intact)).rename({"intact": "T0"})
+lowest = ratio["mean"].drop("T0").idxmin()
 
-others = {m: claims.read(claims.folder_of(m)).get("robustness") for m in pretrained.names() if m != model}
-recorded = {m: pd.DataFrame(r["ratio"]).set_index("condition") for m, r in others.items() if r}
+others = {m: claims.read(claims.folder_of(m)).get("robustness")
+          for m in names() if m != model}
+recorded = {m: pd.DataFrame(r["ratio"]).set_index("condition")
+            for m, r in others.items() if r}
 def similar(m: str) -> bool:
     """Does a model say something to claim C14?"""
     return claims.kind(claims.folder_of(m)) in ("random", "contextual")
 
-Captioned(intervals({net.name: ratio, **{m: t for m, t in recorded.items() if similar(m)}}, "loose relation as a share of T0", (0, 1.1)),
-          f"Loose relation for each wording as a share of that for T0. {net.name}: {len(prompts)} prompts of this run; the "
-          "other models as recorded with `spatial-circuits robustness`. No dot: the encoder does not know a word.",
-          "Dots with intervals, a row for each wording; wordings with the article stay near 1, inverted ones fall low.")
+ratios = {net.name: ratio, **{m: t for m, t in recorded.items() if similar(m)}}
+Captioned(intervals(ratios, "loose relation as a share of T0", (0, 1.1)),
+          f"Loose relation for each wording as a share of that for T0. {net.name}: "
+          f"{len(prompts)} prompts of this run; the other models as recorded with "
+          "`spatial-circuits robustness`. No dot: the encoder does not know a word.",
+          f"Dots with intervals, a row for each wording; {net.name} falls lowest with "
+          f"{lowest}, to {ratio.loc[lowest, 'mean']:.2f}.")
 
 # %%
-Captioned(tables({net.name: scored["mean"].unstack()[list(METRICS)].loc[list(frame["condition"].unique())]}, "share of pictures"),
+by_metric = scored["mean"].unstack()[list(METRICS)]
+by_metric = by_metric.loc[list(frame["condition"].unique())]
+Captioned(heat_tables({net.name: by_metric}, "share of pictures"),
           f"What is right in the pictures of each wording, {net.name}.",
           "A table of wordings by metrics.")
 
@@ -77,22 +98,27 @@ worst = ratio["mean"].drop("T0").sort_values()
 lost = [f for f in worst.index if ratio.loc[f, "high"] < 1 and worst[f] < 0.9]
 means = scored["mean"].unstack()
 def failing(family: str) -> str:
-    """What goes wrong first in a wording: an object, whose colour is whose, or the place."""
+    """What goes wrong most in a wording: a shape, whose colour is whose, or the
+    place."""
     row, base = means.loc[family], means.loc["T0"]
-    drops = {"a shape is missing": base["shape"] - row["shape"], "objects get wrong colours": row["shape"] - row["unique_binding"],
+    drops = {"a shape is missing": base["shape"] - row["shape"],
+             "objects get wrong colours": row["shape"] - row["unique_binding"],
              "the places are wrong": row["unique_binding"] - row["loose"]}
     return max(drops, key=drops.get)
 
+costs = "; ".join(f"*{f}* ({worst[f]:.2f} is left: {failing(f)})" for f in lost)
+costly = f"Wordings that cost more than a tenth, worst first: {costs}."
 lean = frame.groupby("condition", sort=False)[["dx", "dy"]].mean()
 Markdown(f"""
-*The*: with T3 {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f}, {the['T3 the']['high']:.2f}] of T0 is left, with T4
-{the['T4 the, the']['mean']:.2f}, with T2 {the['T2 no is, the']['mean']:.2f}. The paper's T5 model kept .62 with T3, its model with
-random tokens 1.02. So *the* {'breaks' if the['T3 the']['mean'] < 0.75 else 'does not break'} {net.name}. The paper's pictures with *the*
-leaned by 34 px to the left and 25 px up; here the mean displacement is {lean.loc['T3 the', 'dx']:+.0f} px and
-{lean.loc['T3 the', 'dy']:+.0f} px.
+*The*: with T3 {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f},
+{the['T3 the']['high']:.2f}] of T0 is left, with T4 {the['T4 the, the']['mean']:.2f},
+with T2 {the['T2 no is, the']['mean']:.2f}. The paper's T5 model kept .62 with T3, its
+model with random tokens 1.02. So *the*
+{'breaks' if the['T3 the']['mean'] < 0.75 else 'does not break'} {net.name}. The paper's
+pictures with *the* leaned by 34 px to the left and 25 px up; here the mean displacement
+is {lean.loc['T3 the', 'dx']:+.0f} px and {lean.loc['T3 the', 'dy']:+.0f} px.
 
-{f"Wordings that cost more than a tenth, worst first: {'; '.join(f'*{f}* ({worst[f]:.2f} is left: {failing(f)})' for f in lost)}."
- if lost else 'No wording costs more than a tenth.'}
+{costly if lost else 'No wording costs more than a tenth.'}
 """)
 
 # %% [markdown]
@@ -107,28 +133,39 @@ leaned by 34 px to the left and 25 px up; here the mean displacement is {lean.lo
 known = everything if full else everything[:88]
 roles = ("shape2", "relation")
 after = {role: token_vectors(encoder, known, role, dit) for role in roles}
-factor = {role: relation_effects(partition(after[role], labels(known, role), 0)) for role in roles}
+factor = {role: relation_effects(partition(after[role], labels(known, role), 0))
+          for role in roles}
 def aligned(family: str, role: str) -> pd.DataFrame | None:
-    """The alignment table of a wording; None if it leaves no such token or does not move it."""
+    """The alignment table of a wording; None if it has no such token or leaves it."""
     try:
         moved = shifts(encoder, known, family, role, dit)
     except ValueError:
         return None
-    return alignment(moved, factor[role], after[role], 1000 if full else 100) if moved.norm() > 1e-3 else None
+    if moved.norm() <= 1e-3:
+        return None
+    return alignment(moved, factor[role], after[role], 1000 if full else 100)
 
-shown = [f for f in ("T3 the", "lead-in" if "lead-in" not in unread else "T1 no is") if aligned(f, "shape2") is not None]
-found = {f: aligned(f, "shape2") for f in shown}
+shown = ("T3 the", "T1 no is" if "lead-in" in unread else "lead-in")
+tables = {f: aligned(f, "shape2") for f in shown}
+found = {f: table for f, table in tables.items() if table is not None}
 
 # %%
 def columns(which: str) -> pd.DataFrame:
     """One column of the alignment tables, by relation and wording."""
-    return pd.DataFrame({f: t[which] for f, t in found.items()}).rename(lambda r: r.replace("_", " "))
+    table = pd.DataFrame({f: t[which] for f, t in found.items()})
+    return table.rename(index=lambda relation: relation.replace("_", " "))
 
-Captioned(bars(columns("cosine"), columns("low"), columns("high"), "cosine with the relation's effect"),
-          "Cosine of the mean shift of the second shape's token with the effect of each relation on it. The null, the 97.5th "
-          f"percentile for random directions, lies at {min(t['null'].min() for t in found.values()):.2f} to "
-          f"{max(t['null'].max() for t in found.values()):.2f}.",
-          "Grouped bars: eight relations, a bar for each wording.") if found else Markdown("No wording moves this token.")
+drawn = Markdown("No wording moves this token.")
+if found:
+    null = columns("null")
+    drawn = Captioned(bars(columns("cosine"), columns("low"), columns("high"),
+                           "cosine with the relation's effect"),
+                      "Cosine of the mean shift of the second shape's token with the "
+                      "effect of each relation on it. The null, the 97.5th percentile "
+                      f"for random directions, lies at {null.min().min():.2f} to "
+                      f"{null.max().max():.2f}.",
+                      "Grouped bars: eight relations, a bar for each wording.")
+drawn
 
 # %%
 def line(family: str, role: str) -> str:
@@ -138,37 +175,52 @@ def line(family: str, role: str) -> str:
         return f"| {family} | {role} | – | – | – | – |"
     best = t["cosine"].idxmax()
     sure = "yes" if t.loc[best, "low"] > t.loc[best, "null"] else "no"
-    return f"| {family} | {role} | {t['size'].iloc[0]:.2f} | {best.replace('_', ' ')} {t.loc[best, 'cosine']:+.2f} | {sure} | {t['within'].iloc[0]:.0%} |"
+    largest = f"{best.replace('_', ' ')} {t.loc[best, 'cosine']:+.2f}"
+    return (f"| {family} | {role} | {t['size'].iloc[0]:.2f} | {largest} | {sure} | "
+            f"{t['within'].iloc[0]:.0%} |")
 
 chance = (len(RELATIONS) - 1) / after["shape2"].shape[1]
-Markdown("| wording | token | length of the shift, in lengths of a relation's effect | largest cosine | above the null | of the shift "
-         f"along relation effects (chance {chance:.0%}) |\n|---|---|---|---|---|---|\n" +
-         "\n".join(line(f, role) for f in ("T3 the", *lost[:3]) for role in roles))
+Markdown("| wording | token | length of the shift, in lengths of a relation's effect "
+         "| largest cosine | above the null | of the shift along relation effects "
+         f"(chance {chance:.0%}) |\n|---|---|---|---|---|---|\n"
+         + "\n".join(line(f, role) for f in ("T3 the", *lost[:3]) for role in roles))
 
 # %% [markdown]
 # Does that turn ramps? Add the shift to each relation's effect and draw the ramps again ([chapter 13](13_which_token.ipynb)), for the
 # heads with the largest ramps. *Worst* is the relation whose cosine falls most.
 
 # %%
-turned = {role: shifted_ramps(dit, factor[role], shifts(encoder, known, "T3 the", role, dit).mean(0)) for role in roles}
+moves = {role: shifts(encoder, known, "T3 the", role, dit).mean(0) for role in roles}
+turned = {role: shifted_ramps(dit, factor[role], moves[role]) for role in roles}
 pd.concat({role: t.head(3).set_index("name").round(2) for role, t in turned.items()})
 
 # %%
 reads = claims.read(claims.folder_of(model)).get("tokens")
 def right(condition: str) -> float:
-    """Share of the pictures with both objects in which the relation is right, with a role hidden (recorded)."""
-    row = {r["metric"]: r["mean"] for r in reads["effects"] if r["condition"] == condition}
+    """The relation right given both objects, with a role hidden (recorded)."""
+    row = {r["metric"]: r["mean"] for r in reads["effects"]
+           if r["condition"] == condition}
     return row["loose"] / max(row["unique_binding"], 1e-9)
 
 the_shape = aligned("T3 the", "shape2")
-moved_along = the_shape is not None and bool((the_shape["low"] > the_shape["null"]).any())
+moved_along = False
+if the_shape is not None:       # the best of eight, above the largest of their nulls
+    along_best = the_shape.loc[the_shape["cosine"].idxmax()]
+    moved_along = bool(along_best["cosine"] >= 0.5
+                       and along_best["low"] > the_shape["null"].max())
 broken = the["T3 the"]["mean"] < 0.75
-reason = ("" if not reads else f" With the relation word hidden {right('relation'):.0%} of the pictures that have both objects are "
-          f"right, with shape2 hidden {right('shape2'):.0%} ([chapter 13](13_which_token.ipynb)).")
+matters = ("What the encoder does to a token matters only where the transformer reads "
+           "the relation from that token.")
+reason = ("" if not reads else " With the relation word hidden "
+          f"{right('relation'):.0%} of the pictures that have both objects are right, "
+          f"with shape2 hidden {right('shape2'):.0%} ([chapter "
+          "13](13_which_token.ipynb)).")
 Markdown(f"""
-The shift of *the* at shape2 {'points along a relation more than chance allows' if moved_along else 'does not point along a relation'}
-and {'breaks the model' if broken else 'does the model no harm'}.{reason}
-{'What the encoder does to a token matters only where the transformer reads the relation from that token.' if moved_along and not broken else ''}
+The shift of *the* at shape2
+{'points along a relation more than chance allows' if moved_along else
+'does not point along a relation'} and
+{'breaks the model' if broken else 'does the model no harm'}.{reason}
+{matters if moved_along and not broken else ''}
 """)
 
 # %% [markdown]
@@ -193,7 +245,8 @@ and {'breaks the model' if broken else 'does the model no harm'}.{reason}
 targets = lost[:4] or list(worst.index[:2])
 few = everything[:33] if full else everything[:2]
 calibration = [p for p in everything if p not in few]
-repairs = {f: repair(fast, few, f, calibration, seed=seed + 1) for f in (targets if full else targets[:1])}
+repairs = {f: repair(fast, few, f, calibration, seed=seed + 1)
+           for f in (targets if full else targets[:1])}
 outcome = {f: effects(r) for f, r in repairs.items()}
 
 # %%
@@ -202,7 +255,8 @@ def loose(family: str) -> pd.DataFrame:
     return outcome[family].xs("loose", level="metric").loc[["reworded", *METHODS]]
 
 Captioned(intervals({f: loose(f) for f in repairs}, "loose relation", (0, 1.02)),
-          f"Loose relation of reworded prompts as they are and after each repair, {len(few)} prompts. T0 has "
+          "Loose relation of reworded prompts as they are and after each repair, "
+          f"{len(few)} prompts. T0 has "
           f"{outcome[next(iter(repairs))].loc[('T0', 'loose'), 'mean']:.2f}.",
           "Dots with intervals: a row for each repair, a colour for each wording.")
 
@@ -210,32 +264,51 @@ Captioned(intervals({f: loose(f) for f in repairs}, "loose relation", (0, 1.02))
 def back(family: str, method: str) -> float:
     """Share of the loss that a repair brings back."""
     value = outcome[family]["mean"]
-    return (value[method, "loose"] - value["reworded", "loose"]) / max(value["T0", "loose"] - value["reworded", "loose"], 1e-9)
+    return ((value[method, "loose"] - value["reworded", "loose"])
+            / max(value["T0", "loose"] - value["reworded", "loose"], 1e-9))
 
 restored = pd.DataFrame({f: {m: back(f, m) for m in METHODS} for f in repairs})
-restored["cost on T0"] = [max(0.0, *(o["mean"]["T0", "loose"] - o["mean"][f"T0 + {m}", "loose"] for o in outcome.values())) for m in METHODS]
+def cost(method: str) -> float:
+    """The most that a repair costs on T0, over the wordings."""
+    means = [o["mean"] for o in outcome.values()]
+    return max(0.0, *(m["T0", "loose"] - m[f"T0 + {method}", "loose"] for m in means))
+
+restored["cost on T0"] = [cost(m) for m in METHODS]
 restored.round(2)
 
 # %%
 gain = restored.drop(columns="cost on T0")
 best = gain.mean(axis=1).idxmax()
-readable = [f for f in gain if all(None not in parse(p).shape for p in reworded(prompts[:8], f))]       # a misspelt shape is no shape
+readable = [f for f in gain  # a misspelt shape is no shape
+            if all(None not in parse(p).shape for p in reworded(prompts[:8], f))]
 kept = gain.loc["restore", readable].mean()
 free, along = gain.loc["project"], gain.loc["relation"]
 hidden, rewritten = gain.loc["hide"].mean(), gain.loc["drop"].mean()
-listed = lambda row: ", ".join(f"{max(v, 0):.0%} (*{f}*)" for f, v in row.items())
+def listed(row: pd.Series) -> str:
+    """What a repair brings back, by wording."""
+    return ", ".join(f"{max(v, 0):.0%} (*{f}*)" for f, v in row.items())
+
+harm = ""
+if rewritten > hidden + 0.2:
+    harm = ("The harm is done inside the encoder: what the other tokens have taken "
+            "from the new words stays with them.")
+elif hidden > 0.5:
+    harm = "The words do their harm where the transformer looks at them."
+constant = ("The mean shift is not what breaks the sentence; the shift differs from "
+            "prompt to prompt." if gain.loc["shift"].mean() < 0.5
+            else "A constant shift is most of the damage.")
 Markdown(f"""
-- To *hide* the strange fillers from the transformer brings back {hidden:.0%} on the average, to *drop* them before encoding
-  {rewritten:.0%}. {'The harm is done inside the encoder: what the other tokens have taken from the new words stays with them.'
-  if rewritten > hidden + 0.2 else 'The words do their harm where the transformer looks at them.' if hidden > 0.5 else ''}
-- *Project* knows nothing of the wording, only which token has which role: {listed(free)}; on T0 it costs
-  {restored.loc['project', 'cost on T0']:.2f}.
-- The relation part of the mean shift alone, which claim C15 suggests: {listed(along)}. The whole mean shift:
-  {listed(gain.loc['shift'])}. {'The mean shift is not what breaks the sentence; the shift differs from prompt to prompt.'
-  if gain.loc['shift'].mean() < 0.5 else 'A constant shift is most of the damage.'}
-- *Restore*, which knows what is said: {listed(gain.loc['restore'])}; on T0 it costs {restored.loc['restore', 'cost on T0']:.2f}. It needs a
-  sentence that can be parsed; where both shapes are spelt it brings back {kept:.0%}: a token's factors, relation and both objects, are
-  {'nearly all' if kept > 0.8 else 'not all'} that the model needs of it.
+- To *hide* the strange fillers from the transformer brings back {hidden:.0%} on the
+  average, to *drop* them before encoding {rewritten:.0%}. {harm}
+- *Project* knows nothing of the wording, only which token has which role:
+  {listed(free)}; on T0 it costs {restored.loc['project', 'cost on T0']:.2f}.
+- The relation part of the mean shift alone, which claim C15 suggests: {listed(along)}.
+  The whole mean shift: {listed(gain.loc['shift'])}. {constant}
+- *Restore*, which knows what is said: {listed(gain.loc['restore'])}; on T0 it costs
+  {restored.loc['restore', 'cost on T0']:.2f}. It needs a sentence that can be parsed;
+  where both shapes are spelt it brings back {kept:.0%}: a token's factors, relation and
+  both objects, are {'nearly all' if kept > 0.8 else 'not all'} that the model needs of
+  it.
 
 The best on the average is *{best}*.
 """)
@@ -248,17 +321,31 @@ def verdict(holds: bool) -> str:
     """holds or does not hold, in bold."""
     return "**holds**" if holds else "**does not hold**"
 
-contextual = claims.kind(claims.folder_of(model)) == "contextual" if (claims.folder_of(model) / "text.json").exists() else True
+folder = claims.folder_of(model)
+shipped = (folder / "text.json").exists()
+contextual = claims.kind(folder) == "contextual" if shipped else True
+unharmed = the["T3 the"]["mean"] >= 0.95 and the["T3 the"]["low"] >= 0.9
+breaking = ", ".join(f"*{f}* ({worst[f]:.2f})" for f in lost[:5])
+price = ", ".join(f"{restored.loc[m, 'cost on T0']:.2f}"
+                  for m in ("restore", "project", "relation"))
 Markdown(f"""
-- *The* leaves {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f}, {the['T3 the']['high']:.2f}] of T0 for {net.name}. Claim C14, for this kind of
-  model, {verdict(broken if contextual else the['T3 the']['mean'] > 0.95)}.
-- The shift of *the* at the second shape's token {'points' if moved_along else 'does not point'} along relation effects above the null: claim C15
-  {verdict(moved_along)} here as geometry{'; it has no consequence, since the relation is not read there' if moved_along and not broken else ''}.
-- {f"What breaks {net.name} is {', '.join(f'*{f}* ({worst[f]:.2f})' for f in lost[:5])}." if lost else f"No wording breaks {net.name}."}
-- Without training, tokens rebuilt from their factors bring back {gain.loc['restore'].mean():.0%} of the loss on the average, projecting
-  them on what T0 varied {free.mean():.0%}, taking away the relation part of the mean shift {max(0.0, along.mean()):.0%}; costs on T0 are
-  {', '.join(f'{restored.loc[m, "cost on T0"]:.2f}' for m in ('restore', 'project', 'relation'))}.
+- *The* leaves {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f},
+  {the['T3 the']['high']:.2f}] of T0 for {net.name}. Claim C14, for this kind of model,
+  {verdict(broken if contextual else unharmed)}.
+- The shift of *the* at the second shape's token
+  {'points' if moved_along else 'does not point'} along relation effects above the
+  largest null:
+  claim C15 {verdict(moved_along)} here as
+  geometry{'; it has no consequence, since the relation is not read there' if
+  moved_along and not broken else ''}.
+- {f"What breaks {net.name} is {breaking}." if lost else
+  f"No wording breaks {net.name}."}
+- Without training, tokens rebuilt from their factors bring back
+  {gain.loc['restore'].mean():.0%} of the loss on the average, projecting them on what
+  T0 varied {free.mean():.0%}, taking away the relation part of the mean shift
+  {max(0.0, along.mean()):.0%}; costs on T0 are {price}.
 
-Not established: how a repair would fare without knowing the roles of the tokens, which a parser supplies here; and wordings
-that the parser cannot read (a misspelt shape, swapped clauses).
+Not established: how a repair would fare without knowing the roles of the tokens, which
+a parser supplies here; and wordings that the parser cannot read (a misspelt shape,
+swapped clauses).
 """)

@@ -19,21 +19,28 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import claims, pretrained, weights
-from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.perturb import FAMILIES
-from spatial_circuits.plots import Captioned
-from spatial_circuits.plots_heads import attention_rows, tables
-from spatial_circuits.pretrained import load
-from spatial_circuits.scenes import RELATIONS
+from spatial_circuits.analyses.factors import (
+    labels,
+    partition,
+    relation_effects,
+    token_vectors,
+)
+from spatial_circuits.analyses.weight_maps import qk_maps
+from spatial_circuits.book.figures import Captioned
+from spatial_circuits.book.head_figures import attention_rows, heat_tables
+from spatial_circuits.claims import claims
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.model import store
+from spatial_circuits.text.wordings import FAMILIES
 
 everything = prompt_set("264")
-names = list(dict.fromkeys([model, *pretrained.names()]))
+names = list(dict.fromkeys([model, *store.names()]))
 study = {n: claims.read(claims.folder_of(n)) for n in names}
 needed = {"tokens", "factors", "arithmetic", "robustness"}
-names = [n for n in names if needed <= set(study[n]) and claims.kind(claims.folder_of(n)) in ("random", "contextual")]
-names = names or [n for n in pretrained.names() if needed <= set(study[n])]
+names = [n for n in names if needed <= set(study[n])
+         and claims.kind(claims.folder_of(n)) in ("random", "contextual")]
+names = names or [n for n in store.names() if needed <= set(study[n])]
 
 # %% [markdown]
 # ## One table
@@ -52,35 +59,70 @@ names = names or [n for n in pretrained.names() if needed <= set(study[n])]
 # %%
 def first(rows: list[dict], **wanted) -> dict:
     """The first row with these values; NaNs if there is none."""
-    return next((r for r in rows if all(r[k] == v for k, v in wanted.items())), {"mean": math.nan, "partial_r2": math.nan, "low": math.nan, "high": math.nan})
+    return next((r for r in rows if all(r[k] == v for k, v in wanted.items())),
+                {"mean": math.nan, "partial_r2": math.nan, "low": math.nan,
+                 "high": math.nan})
+
+def of_hidden(name: str, token: str) -> float:
+    """Loose relation among the pictures with both objects, that token hidden."""
+    effects = study[name]["tokens"]["effects"]
+    right, both = (first(effects, condition=token, metric=m)["mean"]
+                   for m in ("loose", "unique_binding"))
+    return right / max(both, 1e-9)
+
+def relation_share(name: str, token: str, stage: str = "caption MLP") -> float:
+    """The relation's share of a token's variance."""
+    rows = study[name]["factors"]["partition"]
+    return first(rows, token=token, stage=stage, factor="relation")["partial_r2"]
 
 def about(name: str, token: str) -> dict[str, float]:
     """What is recorded of one token in one model."""
-    t, of = study[name], lambda metric: first(study[name]["tokens"]["effects"], condition=token, metric=metric)["mean"]
-    moved = [r["mean"] for r in t["arithmetic"]["moved"] if (r["token"], r["vector"], r["metric"]) == (token, "relation", "loose")]
-    return {"exchanged": first(t["arithmetic"]["graft"], token=token, condition="grafted", metric="loose")["mean"],
-            "hidden": of("loose") / max(of("unique_binding"), 1e-9), "arithmetic": max(moved),
-            "share": first(t["factors"]["partition"], token=token, stage="caption MLP", factor="relation")["partial_r2"]}
+    t = study[name]["arithmetic"]
+    moved = [r["mean"] for r in t["moved"]
+             if (r["token"], r["vector"], r["metric"]) == (token, "relation", "loose")]
+    turned = first(t["graft"], token=token, condition="grafted", metric="loose")["mean"]
+    return {"exchanged": turned, "hidden": of_hidden(name, token),
+            "arithmetic": max(moved), "share": relation_share(name, token)}
 
 def wording(name: str, family: str) -> float:
     """Loose relation in other words as a share of T0."""
     return first(study[name]["robustness"]["ratio"], condition=family)["mean"]
 
-carrier = {n: max(("relation", "shape2"), key=lambda token: about(n, token)["exchanged"]) for n in names}
-names = sorted(names, key=lambda n: (carrier[n] != "relation", claims.kind(claims.folder_of(n)) != "random", n))
-tokens = {f"token: {'relation word' if token == 'relation' else 'second shape'}": pd.DataFrame({n: about(n, token) for n in names}).T for token in ("relation", "shape2")}
-Captioned(tables(tokens, "share", columns=2),
-          "What the relation word (left) and the second shape's token (right) carry in each model whose encoder knows word order. Compare the two "
-          "columns *exchanged*.",
+carries = {n: {t: about(n, t)["exchanged"] for t in ("relation", "shape2")}
+           for n in names}
+carrier = {n: max(shares, key=shares.get) for n, shares in carries.items()}
+def rank(name: str) -> tuple:
+    """Order of the rows: by the token that is read, random tokens first."""
+    encoder = claims.kind(claims.folder_of(name))
+    return carrier[name] != "relation", encoder != "random", name
+
+names = sorted(names, key=rank)
+WORDS = {"relation": "relation word", "shape2": "second shape"}
+tables = {f"token: {said}": pd.DataFrame({n: about(n, token) for n in names}).T
+          for token, said in WORDS.items()}
+Captioned(heat_tables(tables, "share", columns=2),
+          "What the relation word (left) and the second shape's token (right) carry in "
+          "each model whose encoder knows word order. Compare the two columns "
+          "*exchanged*.",
           "Two heat maps, a row for each model, a column for each measure.")
 
 # %%
-groups = {token: [n for n in names if carrier[n] == token] for token in ("relation", "shape2")}
+groups = {token: [n for n in names if carrier[n] == token]
+          for token in ("relation", "shape2")}
 contextual = [n for n in names if claims.kind(claims.folder_of(n)) == "contextual"]
 the = {n: first(study[n]["robustness"]["ratio"], condition="T3 the") for n in names}
-Markdown("\n".join(f"- Read more from **{'its own word' if token == 'relation' else 'the second shape'}**: " + ", ".join(
-    f"{n} (exchanged {about(n, token)['exchanged']:.2f}, the other token {about(n, 'shape2' if token == 'relation' else 'relation')['exchanged']:.2f}; *the* leaves "
-    f"{the[n]['mean']:.2f} [{the[n]['low']:.2f}, {the[n]['high']:.2f}])" for n in group) + "." for token, group in groups.items() if group))
+def measured(name: str) -> str:
+    """A model with what exchanging each token does, and what *the* leaves."""
+    more, less = (carries[name][t]
+                  for t in sorted(WORDS, key=lambda t: t != carrier[name]))
+    kept = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**the[name])
+    return (f"{name} (exchanged {more:.2f}, the other token {less:.2f}; *the* leaves "
+            f"{kept})")
+
+own = {"relation": "its own word", "shape2": "the second shape"}
+Markdown("\n".join(f"- Read more from **{own[token]}**: "
+                   f"{', '.join(map(measured, group))}."
+                   for token, group in groups.items() if group))
 
 # %% [markdown]
 # ## Seen from the heads
@@ -91,23 +133,30 @@ Markdown("\n".join(f"- Read more from **{'its own word' if token == 'relation' e
 # %%
 def strongest(name: str) -> dict:
     """The first head of the recorded screen, on the carrying token."""
-    return next(h for h in study[name]["factors"]["heads"] if h["token"] == carrier[name])
+    return next(h for h in study[name]["factors"]["heads"]
+                if h["token"] == carrier[name])
 
 def drawn(name: str) -> torch.Tensor:
-    """The head's maps [8, 8, 8] for the eight relation effects, scaled to a largest value of 1."""
-    net, head = load(name), strongest(name)
-    effects = relation_effects(partition(token_vectors(net.encoder, everything, carrier[name], net.transformer), labels(everything, carrier[name]), 0))
-    found = weights.qk_maps(net.transformer, effects)[head["layer"], head["head"]]
+    """The head's maps [8, 8, 8] for the eight relation effects, the largest value 1."""
+    net, head, role = store.load(name), strongest(name), carrier[name]
+    vectors = token_vectors(net.encoder, everything, role, net.transformer)
+    effects = relation_effects(partition(vectors, labels(everything, role), 0))
+    found = qk_maps(net.transformer, effects)[head["layer"], head["head"]]
     return (found - found.mean(0)) / (found - found.mean(0)).abs().max()
 
 rows = {f"{n} {strongest(n)['name']}, {carrier[n]}": drawn(n) for n in names}
-Captioned(attention_rows(rows, [r.replace("_", " ") for r in RELATIONS], "logit, scaled"),
-          "The largest ramp of each model, as it stands. A map that rises toward the named side marks the first object's place, one that rises toward "
-          "the other side the second's (cosine below); what the head writes there decides what the mark means.",
+Captioned(attention_rows(rows, [r.replace("_", " ") for r in RELATIONS],
+                         "logit, scaled"),
+          "The largest ramp of each model, as it stands. A map that rises toward the "
+          "named side marks the first object's place, one that rises toward the other "
+          "side the second's (cosine below); what the head writes there decides what "
+          "the mark means.",
           "Rows of eight maps each, shaded from side to side.")
 
 # %%
-pd.DataFrame({n: {"token": carrier[n], **{k: strongest(n)[k] for k in ("name", "cosine", "projection", "p")}} for n in names}).T
+pd.DataFrame({n: {"token": carrier[n],
+                  **{k: strongest(n)[k] for k in ("name", "cosine", "projection", "p")}}
+              for n in names}).T
 
 # %% [markdown]
 # ## Does the circuit recur?
@@ -117,71 +166,126 @@ pd.DataFrame({n: {"token": carrier[n], **{k: strongest(n)[k] for k in ("name", "
 
 # %%
 def circuit(name: str) -> dict:
-    """Heads by role, and how much of the intact model's relation the circuit keeps on its own."""
+    """Heads by role, and the share of the relation that the circuit keeps alone."""
     t = study[name]["circuit"]
-    kept = next((r for r in t["tests"]["loose"] if r["condition"].startswith("circuit")), {"mean": math.nan})
-    return {role: " ".join(heads) or "none" for role, heads in t["circuit"].items()} | {"heads": sum(map(len, t["circuit"].values())), "kept": round(kept["mean"], 2)}
+    kept = [r["mean"] for r in t["tests"]["loose"]
+            if r["condition"].startswith("circuit")]
+    found = {role: " ".join(heads) or "none" for role, heads in t["circuit"].items()}
+    return found | {"heads": sum(map(len, t["circuit"].values())),
+                    "kept": round(kept[0] if kept else math.nan, 2)}
 
-circuits = pd.DataFrame({n: circuit(n) for n in pretrained.names() if "circuit" in study[n]}).T
+circuits = pd.DataFrame({n: circuit(n) for n in store.names()
+                         if "circuit" in study[n]}).T
 circuits
 
 # %%
-layers = {n: sorted({h[:2] for h in study[n]["circuit"]["circuit"]["relation"]}) for n in circuits.index}
+layers = {n: sorted({h[:2] for h in study[n]["circuit"]["circuit"]["relation"]})
+          for n in circuits.index}
 twins = [(n, f"{n}-seed1") for n in circuits.index if f"{n}-seed1" in circuits.index]
-Markdown("\n".join([f"- Relation heads of {n}: layers {', '.join(v) or 'none'}." for n, v in layers.items()] +
-                   [f"- Two seeds of {a}: the relation heads lie in {'the same layers' if layers[a] == layers[b] else 'other layers'}; head numbers mean nothing across seeds." for a, b in twins]))
+items = [f"- Relation heads of {n}: layers {', '.join(v) or 'none'}."
+         for n, v in layers.items()]
+items += [f"- Two seeds of {a}: the relation heads lie in "
+          f"{'the same' if layers[a] == layers[b] else 'other'} layers; head numbers "
+          "mean nothing across seeds." for a, b in twins]
+Markdown("\n".join(items))
 
 # %% [markdown]
 # ## Every wording
 
 # %%
 ratios = pd.DataFrame({n: {f: wording(n, f) for f in FAMILIES} for n in names})
-Captioned(tables({"loose relation as a share of T0": ratios.clip(upper=1)}, "share"),
-          "All wordings and models. Values above 1 are drawn as 1; empty: the encoder does not know a word.",
+Captioned(heat_tables({"loose relation as a share of T0": ratios.clip(upper=1)},
+                      "share"),
+          "All wordings and models. Values above 1 are drawn as 1; empty: the encoder "
+          "does not know a word.",
           "A heat map of sixteen wordings by models.")
 
 # %% [markdown]
 # ## What the encoder decides, and what it does not
 
 # %%
-share = {n: about(n, "shape2")["share"] for n in names}
-raw = {n: first(study[n]["factors"]["partition"], token="shape2", stage="encoder", factor="relation")["partial_r2"] for n in names}
+share = {n: relation_share(n, "shape2") for n in contextual}
+raw = {n: relation_share(n, "shape2", "encoder") for n in contextual}
 inverted = {n: wording(n, "I1 inverted") for n in names}
-turned = {n: {token: about(n, token)["exchanged"] for token in ("relation", "shape2")} for n in names}
-pure = [n for n in names if turned[n][carrier[n]] >= 0.8 and min(turned[n].values()) <= 0.1]
+turned = {n: carries[n] for n in names}
+pure = [n for n in names
+        if turned[n][carrier[n]] >= 0.8 and min(turned[n].values()) <= 0.1]
 mixed = [n for n in names if n not in pure]
-broken, spared = [n for n in names if the[n]["mean"] < 0.75], [n for n in names if the[n]["mean"] >= 0.75]
-from_shape, from_word = ([n for n in pure if carrier[n] == token] for token in ("shape2", "relation"))
+broken = [n for n in names if the[n]["mean"] < 0.75]
+spared = [n for n in names if the[n]["mean"] >= 0.75]
+from_shape, from_word = ([n for n in pure if carrier[n] == token]
+                         for token in ("shape2", "relation"))
 siblings = [(n, f"{n}-seed1") for n in contextual if f"{n}-seed1" in contextual]
-split = [(a, b) for a, b in siblings if (carrier[a], a in pure) != (carrier[b], b in pure)]
-listed = lambda values: ", ".join(values) or "none"
-Markdown("\n".join([
-    f"- **Context is {'enough' if set(contextual) <= set(from_shape) else 'not enough'} to decide.** Of {len(contextual)} contextual models these read the relation from the second shape: {listed(n for n in contextual if n in from_shape)}; "
-    f"from its own word: {listed(n for n in contextual if n in from_word)}; in part from each: {listed(n for n in contextual if n in mixed)}.",
-    *[f"- **The encoder alone does not decide.** {a} and {b} have one encoder and differ in the seed of training. Exchanging the relation word turns {turned[a]['relation']:.2f} of the pictures in one and "
-      f"{turned[b]['relation']:.2f} in the other, exchanging the second shape {turned[a]['shape2']:.2f} and {turned[b]['shape2']:.2f}." for a, b in split],
-    f"- **What training makes of it shows after the caption MLP.** The relation's share in the second shape's token there: {listed(f'{n} {v:.0%}' for n, v in share.items() if n in contextual)}; "
-    f"in the encoder's output: {listed(f'{n} {v:.0%}' for n, v in raw.items() if n in contextual)}. The paper's T5 has 21 % and 12 %. "
-    "(For random tokens the share is the length of the phrase.)",
-    f"- **Pretraining is not the cause.** t5-untrained, whose weights are random, {'does' if 't5-untrained' in from_shape else 'does not do'} what the paper's T5 does." if "t5-untrained" in names else "",
-    f"- **What breaks.** *The* breaks {listed(broken)}, which {'reads' if len(broken) == 1 else 'read'} the relation from {listed(sorted({carrier[n] for n in broken}))}. The others keep at least "
-    f"{min(the[n]['mean'] for n in spared):.2f}" + (f"; {listed(n for n in spared if n in mixed)} among them, which reads both tokens." if set(spared) & set(mixed) else "."),
-    f"- **Brittle is not one property.** Of T0, inverted sentences leave {listed(f'{n} {inverted[n]:.2f}' for n in names)}."]))
+way = {n: (carrier[n], n in pure) for n in names}
+split = [(a, b) for a, b in siblings if way[a] != way[b]]
+def listed(values) -> str:
+    """Names after one another."""
+    return ", ".join(values) or "none"
+enough = "enough" if set(contextual) <= set(from_shape) else "not enough"
+by_way = {"from the second shape": from_shape, "from its own word": from_word,
+          "in part from each": mixed}
+said = "; ".join(f"{how}: {listed(n for n in contextual if n in group)}"
+                 for how, group in by_way.items())
+items = [f"""- **Context is {enough} to decide.** Of {len(contextual)} contextual models
+  these read the relation {said}."""]
+items += [f"""- **The encoder alone does not decide.** {a} and {b} have one encoder and
+  differ in the seed of training. Exchanging the relation word turns
+  {turned[a]['relation']:.2f} of the pictures in one and {turned[b]['relation']:.2f} in
+  the other, exchanging the second shape {turned[a]['shape2']:.2f} and
+  {turned[b]['shape2']:.2f}.""" for a, b in split]
+items += [f"""- **What training makes of it shows after the caption MLP.** The
+  relation's share in the second shape's token there:
+  {listed(f'{n} {v:.0%}' for n, v in share.items())}; in the encoder's output:
+  {listed(f'{n} {v:.0%}' for n, v in raw.items())}. The paper's T5 has 21 % and 12 %.
+  (For random tokens the share is the length of the phrase.)"""]
+if "t5-untrained" in names:
+    does = "does" if "t5-untrained" in from_shape else "does not do"
+    items += [f"""- **Pretraining is not the cause.** t5-untrained, whose weights are
+  random, {does} what the paper's T5 does."""]
+both_read = listed(n for n in spared if n in mixed)
+among = (f"; {both_read} among them, which reads both tokens" if both_read != "none"
+         else "")
+items += [f"""- **What breaks.** *The* breaks {listed(broken)}, which
+  {'reads' if len(broken) == 1 else 'read'} the relation from
+  {listed(sorted({carrier[n] for n in broken}))}. The others keep at least
+  {min(the[n]['mean'] for n in spared):.2f}{among}."""]
+items += [f"""- **Brittle is not one property.** Of T0, inverted sentences leave
+  {listed(f'{n} {inverted[n]:.2f}' for n in names)}."""]
+Markdown("\n".join(items))
 
 # %% [markdown]
 # ## What was established
 
 # %%
 both = bool({carrier[n] for n in pure} == {"relation", "shape2"})
+occur = "Only one of the two mechanisms occurs in full among these models."
+if both:
+    occur = (f"Both mechanisms of the paper occur here in full ({listed(pure)}): "
+             "exchanging one token turns the objects round, exchanging the other does "
+             "nothing.")
+between = "None lies between."
+if mixed:
+    lie = "lies" if len(mixed) == 1 else "lie"
+    between = f"{listed(mixed)} {lie} between: both tokens count."
+pairs = listed(f"{a} and {b}" for a, b in split)
+seeds = ("With a contextual encoder the outcome depends on the seed of training "
+         f"({pairs})." if split else "Seeds of one encoder agree.")
+breaks = "None of these models is broken by *the*."
+if broken and set(broken) == set(from_shape):
+    breaks = (f"What *the* breaks ({listed(broken)}) is what reads the second shape "
+              "alone.")
+elif broken:
+    breaks = (f"*The* breaks {listed(broken)}, which does not follow the token that is "
+              "read.")
 Markdown(f"""
-- {f'Both mechanisms of the paper occur here in full ({listed(pure)}): exchanging one token turns the objects round, exchanging the other does nothing.' if both else
-   'Only one of the two mechanisms occurs in full among these models.'}
-- {f'{listed(mixed)} {"lies" if len(mixed) == 1 else "lie"} between: both tokens count.' if mixed else 'None lies between.'}
-- {f"With a contextual encoder the outcome depends on the seed of training ({', '.join(f'{a} and {b}' for a, b in split)})." if split else 'Seeds of one encoder agree.'}
-- {f"What *the* breaks ({listed(broken)}) is what reads the second shape alone." if broken and set(broken) == set(from_shape) else
-   f"*The* breaks {listed(broken)}, which does not follow the token that is read." if broken else 'None of these models is broken by *the*.'}
+- {occur}
+- {between}
+- {seeds}
+- {breaks}
 
-Not established: how often each mechanism is learned (one or two seeds of an encoder say little); and that the share after the caption MLP is
-cause rather than consequence. An encoder whose fusion can be turned up and down, as the deviation of `t5-untrained`'s position biases can,
-trained at several values and seeds, would decide it.
+Not established here: how often each mechanism is learned, since one or two seeds of an
+encoder say little, and what in an encoder decides.
+[Chapter 17](17_population.ipynb) takes both up with more runs, and with an encoder
+whose fusion is turned up by hand. That the share after the caption MLP is cause rather
+than consequence is open.
 """)

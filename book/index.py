@@ -10,7 +10,7 @@
 # (Wang, Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338); [bibliography](bibliography.md#wang2026circuit)). The models are small enough to be trained on a laptop, and every
 # figure and number on these pages is computed by the cell above it.
 #
-# > **[Look inside](17_explorer.ipynb)**: single pictures, every head, every step, heads switched off, in this browser.<br>
+# > **[Look inside](18_explorer.ipynb)**: single pictures, every head, every step, heads switched off, in this browser.<br>
 # > **[Run it yourself](how_to.md)**: two commands, two CPU cores, no account.
 
 # %% tags=["parameters", "remove-input"]
@@ -22,16 +22,25 @@ scale: str = "full"  # smoke | full
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits import plots
-from spatial_circuits.captions import captions
-from spatial_circuits.claims import CLAIMS, evidence, folder_of, history, survey, table
-from spatial_circuits.pretrained import names
-from spatial_circuits.render import render
-from spatial_circuits.scenes import sample
+from spatial_circuits.book.figures import Captioned, grid
+from spatial_circuits.claims.claims import (
+    CLAIMS,
+    claims_table,
+    evidence,
+    folder_of,
+    history,
+    survey,
+)
+from spatial_circuits.data.captions import captions
+from spatial_circuits.data.render import render
+from spatial_circuits.data.scenes import sample_scenes
+from spatial_circuits.model.store import names
 
-scenes = sample(torch.arange(8), seed, relation=torch.arange(8), named=torch.ones(8, 2, dtype=torch.bool))
-plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
-                "The task: one scene for each of the eight relations, drawn by the program that makes the training data.")
+scenes = sample_scenes(torch.arange(8), seed, relation=torch.arange(8),
+                       named=torch.ones(8, 2, dtype=torch.bool))
+Captioned(grid(render(scenes), captions(scenes), columns=4),
+                "The task: one scene for each of the eight relations, drawn by the "
+                "program that makes the training data.")
 
 # %% [markdown]
 # ## Two mechanisms
@@ -50,27 +59,32 @@ plots.Captioned(plots.grid(render(scenes), captions(scenes), columns=4),
 # little cost (<a href="13_which_token.html#figure-2">Figure 13.2</a>). This works as well, until the sentence changes slightly: an added *the* shifts that one
 # vector, and the objects go astray (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
 #
-# Two ways to the same pictures, one in two steps and robust, one in a single step and brittle. Whether our small models
-# agree is recorded in the table below; <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets them side by side.
+# Two ways to the same pictures, one in two steps, one in a single step, and each with its own weak side: in our models an
+# added *the* breaks the single step, and an inverted sentence breaks the two steps. Over many training runs it is a tendency and no
+# law: which way a run with a contextual encoder takes is partly a lottery ([chapter 17](17_population.ipynb)). How far our small models agree is recorded in the table below; <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets them side by side.
 
 # %% [markdown]
 # ## What is claimed, and what we found
 #
-# A claim **holds**, holds **partly** or **does not hold** by the figures of the models that ship with this book; what has
-# no run behind it says *not yet tested*. The rules are stated once, in `spatial_circuits.judges`. Each model is one
-# training run with its own seed; where models differ, the claim holds partly. Square brackets hold 95 % intervals over
-# prompts.
+# Each model that ships with this book is one training run, and the training run is what counts: in how many of those that
+# a claim is about does it hold? *Partly* says that it holds in some and not in others. *Not comparable* are runs whose
+# captions had a bias that takes away the very obstacle the claim is about, and what was tuned to the paper; what has no run
+# behind it says *not yet tested*. The rules are stated once, in `spatial_circuits.claims.judges`, and ask for an effect of
+# a size, not only for a small p. Square brackets hold 95 % intervals over prompts.
 
 # %% tags=["remove-input"]
 folders = [folder_of(name) for name in names()]
 found = survey(folders) if model == "rte" else evidence(folder_of(model))
-Markdown(table(found))
+Markdown(claims_table(found))
 
 # %% tags=["remove-input"]
 logs = {f.name: history(f) for f in (folders if model == "rte" else [folder_of(model)])}
-trained = [f"`{name}` ({log[-1]['images']:,} pictures, {log[-1]['seconds'] / 60:,.0f} min)" for name, log in logs.items() if log]
-Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: {', '.join(trained)}." if trained else
-         f"No model named `{model}` ships with this copy of the book; `make train` makes one.")
+trained = [f"`{name}` ({log[-1]['images']:,} pictures, {log[-1]['seconds'] / 60:,.0f} "
+           "min)" for name, log in logs.items() if log]
+Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: "
+         f"{', '.join(trained)}." if trained
+         else f"No model named `{model}` ships with this copy of the book; `make "
+         "train` makes one.")
 
 # %% [markdown]
 # The paper's scores are not to be compared with ours digit by digit. Its training pictures overlap, which limits what
@@ -94,11 +108,12 @@ Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: {', '.
 # 14. [What the token holds](14_factors.ipynb): variance partition, and arithmetic on one token.
 # 15. [Robustness and repair](15_robustness.ipynb): other wordings, why they fail, and how to undo it.
 # 16. [Two mechanisms side by side](16_two_mechanisms.ipynb): the whole study in one table.
-# 17. [Explorer](17_explorer.ipynb): single pictures, to look at and to touch.
+# 17. [How often, and what decides](17_population.ipynb): thirty-four models, and a dial between two encoders.
+# 18. [Explorer](18_explorer.ipynb): single pictures, to look at and to touch.
 #
 # Each chapter opens with a question and closes with what was established and what was not.
 #
-# Terms are in the [glossary](glossary.md), functions in the [reference](reference.ipynb). To add a word, an encoder or an edit:
+# Terms are in the [glossary](glossary.md), functions in the [reference](reference.md). To add a word, an encoder or an edit:
 # [change one thing](change_one_thing.ipynb).
 #
 # ## Run it

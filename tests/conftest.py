@@ -13,25 +13,33 @@ settings.register_profile("default", deadline=None, max_examples=50, derandomize
 settings.load_profile("default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def scene_cache(tmp_path_factory):
+    """Encoded scenes of the tests lie in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPATIAL_CIRCUITS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def vae():
     """The shipped VAE."""
-    from spatial_circuits.pretrained import load_vae
+    from spatial_circuits.model.store import load_vae
     return load_vae()
 
 
 @pytest.fixture(scope="session")
 def rte():
     """The default text encoder: 128 dimensions, position code."""
-    from spatial_circuits.text import encoder
+    from spatial_circuits.text.encoders import encoder
     return encoder("rte")
 
 
 @pytest.fixture
 def atom(monkeypatch):
     """A model size for tests: 2 blocks, 2 heads of 8 dimensions."""
-    from spatial_circuits import dit
-    monkeypatch.setitem(dit.PRESETS, "atom", (2, 2, 8))
+    from spatial_circuits.model import transformer as dit
+    monkeypatch.setitem(dit.SIZES, "atom", (2, 2, 8))
     return "atom"
 
 
@@ -47,12 +55,12 @@ def one_thread():
 @pytest.fixture(scope="session")
 def lively():
     """A function (text dimension, seed) -> small untrained model whose zero layers are filled: text moves its output."""
-    from spatial_circuits import dit
+    from spatial_circuits.model import transformer as dit
 
     def build(text_dim: int = 128, seed: int = 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(dit.PRESETS, "atom", (2, 2, 8))
-            model = dit.build("atom", text_dim, seed)
+            patch.setitem(dit.SIZES, "atom", (2, 2, 8))
+            model = dit.build_transformer("atom", text_dim, seed)
         generator = torch.Generator().manual_seed(seed)
         for layer in [model.proj_out, *(block.attn2.to_out[0] for block in model.transformer_blocks)]:
             torch.nn.init.normal_(layer.weight, std=0.3, generator=generator)
@@ -63,9 +71,9 @@ def lively():
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory, lively):
     """The folder of an untrained model, written by `pretrained.save`."""
-    from spatial_circuits.noise import Noise
-    from spatial_circuits.pretrained import save
-    return save(tmp_path_factory.mktemp("models") / "untrained", lively(), {"name": "rte", "options": {}}, noise=Noise(),
+    from spatial_circuits.model.noise import Noise
+    from spatial_circuits.model.store import save_model
+    return save_model(tmp_path_factory.mktemp("models") / "untrained", lively(), {"name": "rte", "options": {}}, noise=Noise(),
                 command="none: untrained")
 
 
@@ -74,8 +82,8 @@ def tiny(lively, rte, vae):
     """An untrained model, ready to sample: 2 layers of 2 heads of 8 dimensions. Nobody may change it."""
     from pathlib import Path
 
-    from spatial_circuits.noise import Noise
-    from spatial_circuits.pretrained import Model
+    from spatial_circuits.model.noise import Noise
+    from spatial_circuits.model.pipeline import Model
     return Model("tiny", lively(), Noise().scheduler(), rte, vae, Noise(), {"name": "rte", "options": {}}, Path("tiny"))
 
 

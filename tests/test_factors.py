@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from spatial_circuits.factors import labels, partition, relation_effects, token_vectors
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.scenes import RELATIONS
-from spatial_circuits.text import encoder
+from spatial_circuits.analyses.factors import labels, partition, relation_effects, token_vectors
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.text.encoders import encoder
 
 
 def made_up(n: int = 60, width: int = 5, seed: int = 0):
@@ -108,18 +108,18 @@ def test_a_prompt_without_the_role_is_refused():
 
 
 def test_screening_finds_a_planted_ramp_and_no_other(lively):
-    from spatial_circuits.factors import screen
-    from spatial_circuits.scenes import OFFSETS
-    from spatial_circuits.weights import queries
+    from spatial_circuits.analyses.factors import screen_effects
+    from spatial_circuits.analyses.weight_maps import queries
+    from spatial_circuits.data.scenes import OFFSETS
     model = lively()
     q = queries(model)[1, 0]                                                                  # [N, d] of head L1H0
     side = torch.linspace(-1, 1, 8)
     places = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).flatten(0, 1)         # [N, 2]
     keys = torch.linalg.lstsq(q - q.mean(0), places).solution @ torch.as_tensor(OFFSETS).float().T          # [d, 8]
     w = model.transformer_blocks[1].attn2.to_k.weight[:8]                                     # keys of head 0
-    table = screen(model, 50 * torch.linalg.lstsq(w, keys).solution.T, 200)
+    table = screen_effects(model, 50 * torch.linalg.lstsq(w, keys).solution.T, 200)
     assert table["name"][0] == "L1H0" and table["cosine"][0] > 0.5 and table["p"][0] < 0.05
-    flat = screen(model, torch.randn(1, 16).expand(8, 16), 50)                                # one effect for all: nothing to find
+    flat = screen_effects(model, torch.randn(1, 16).expand(8, 16), 50)                                # one effect for all: nothing to find
     assert flat["projection"].abs().max() < 1e-4
 
 
@@ -136,3 +136,17 @@ def test_the_partition_of_264_prompts_agrees_with_statsmodels(rte):
     rest = [f for f in factors if f != "relation"]
     total = float(((x - x.mean(0)) ** 2).sum())
     assert found.table.loc["relation", "partial_r2"] == pytest.approx((explained(list(factors)) - explained(rest)) / total, abs=1e-6)
+
+
+def test_a_relation_that_no_prompt_says_has_no_effect():
+    x, factors = made_up()
+    with pytest.raises(ValueError, match="no prompt says the relation above: its effect is unknown"):
+        relation_effects(partition(x, {"relation": factors["a"]}, n_perm=0))
+
+
+@pytest.mark.parametrize("x, factors, message", [
+    (torch.full((60, 4), torch.nan), {"a": list("xy") * 30}, "not all finite"), (torch.ones(60, 4), {}, "no factor"),
+    (torch.ones(0, 4), {"a": []}, "single level")])
+def test_what_cannot_be_partitioned_is_refused(x, factors, message):
+    with pytest.raises(ValueError, match=message):
+        partition(x, factors)

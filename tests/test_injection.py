@@ -6,13 +6,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatial_circuits.captions import PHRASE_RELATION, PHRASES, parse
-from spatial_circuits.edits import AddStream, Inputs, Patterns
-from spatial_circuits.hooks import run
-from spatial_circuits.injection import SITES, injected, mean_stream, patterns, relation_vectors, restated, rotation, steer
-from spatial_circuits.metrics import _scenes
-from spatial_circuits.render import render
-from spatial_circuits.scenes import RELATIONS
+from spatial_circuits.analyses.injection import (
+    SITES,
+    injected_patterns,
+    mean_residual,
+    patterns_on_residual,
+    relation_vectors,
+    rotation,
+    steer,
+)
+from spatial_circuits.data.captions import PHRASE_RELATION, PHRASES, parse
+from spatial_circuits.data.metrics import _scenes
+from spatial_circuits.data.render import render
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.hooks.edits import AddResidual
+from spatial_circuits.hooks.readers import MeanResidual, Patterns
+from spatial_circuits.hooks.run import run
+from spatial_circuits.text.counterparts import restated
 
 PROMPTS = ["red square is above blue circle", "triangle is to the left of red square"]
 BALANCED = [f"red {a} is {PHRASES[PHRASE_RELATION.index(r)]} blue {b}" for r in range(8)
@@ -103,10 +113,10 @@ def test_all_relations_are_needed(net, prompts, message):
 
 def test_patterns_of_the_real_stream_are_the_model_s_own(tiny):
     for prompt in PROMPTS:
-        inputs, own = Inputs(), Patterns(HEADS, steps=[0])
+        inputs, own = MeanResidual(), Patterns(HEADS, steps=[0])
         run(tiny, [prompt], [5], inputs, own, steps=1)
         for layer in range(2):
-            found = patterns(tiny, [prompt], inputs.mean[layer], layer)
+            found = patterns_on_residual(tiny, [prompt], inputs.mean[layer], layer)
             assert found.shape == (1, 2, 64, len(tiny.encoder.encode([prompt]).tokens[0]))
             assert torch.allclose(found.sum(-1), torch.ones(()), atol=1e-5)
             for head in range(2):
@@ -114,11 +124,11 @@ def test_patterns_of_the_real_stream_are_the_model_s_own(tiny):
 
 
 def test_prompts_of_different_length_and_streams_go_together(tiny, vectors):
-    found = patterns(tiny, PROMPTS, vectors[:2], 1)
+    found = patterns_on_residual(tiny, PROMPTS, vectors[:2], 1)
     mask = tiny.encoder.encode(PROMPTS).mask
     assert not found.masked_select(~mask[:, None, None]).any()
     for i, prompt in enumerate(PROMPTS):
-        alone = patterns(tiny, [prompt], vectors[i], 1)
+        alone = patterns_on_residual(tiny, [prompt], vectors[i], 1)
         assert torch.allclose(found[i, ..., :alone.shape[-1]], alone[0], atol=1e-5)
 
 
@@ -129,16 +139,16 @@ def test_the_mean_stream_is_the_mean_input_at_the_first_step(tiny):
     tiny.latents([p for p in PROMPTS for _ in range(2)], [2_000_000 + i for i in range(4)], steps=2)
     for handle in handles:
         handle.remove()
-    found = mean_stream(tiny, PROMPTS, per_prompt=2, steps=2)
+    found = mean_residual(tiny, PROMPTS, per_prompt=2, steps=2)
     assert found.shape == (2, 64, 16) and close(found, torch.stack([x[4:].mean(0) for x in seen[:2]]))
 
 
 def test_injected_vectors_are_added_to_the_stream(tiny, vectors):
     stream, each = vectors[0], vectors[1:3]
-    found = injected(tiny, PROMPTS, stream, each, (1, 0), [0, 1, -2.5])
+    found = injected_patterns(tiny, PROMPTS, stream, each, (1, 0), [0, 1, -2.5])
     assert found.shape == (3, 2, 64, 9)
     for a, pattern in zip((0, 1, -2.5), found):
-        assert torch.allclose(pattern, patterns(tiny, PROMPTS, stream + a * each, 1)[:, 0], atol=1e-6)
+        assert torch.allclose(pattern, patterns_on_residual(tiny, PROMPTS, stream + a * each, 1)[:, 0], atol=1e-6)
     assert not torch.allclose(found[0], found[1], atol=1e-2)
 
 
@@ -159,7 +169,7 @@ def test_steering_adds_the_new_relation_and_takes_the_old(net, vectors):
     for condition, latents in zip(conditions, found):
         kind, scale = condition.split()
         turned = delta if kind == "relation" else delta @ rotation(16, 1).T
-        wanted = run(net, told, seeds, AddStream(float(scale) * turned, SITES["residual stream"]), steps=2)
+        wanted = run(net, told, seeds, AddResidual(float(scale) * turned, SITES["residual stream"]), steps=2)
         assert close(latents, wanted) and close(latents, plain) == (scale == "0")
 
 
@@ -168,7 +178,7 @@ def test_steering_adds_the_new_relation_and_takes_the_old(net, vectors):
 def test_vectors_are_added_where_and_when_one_wishes(net, vectors, options, layer, steps):
     steer(net, PROMPTS, [3, 1], vectors, [1], steps=2, **options)
     delta = torch.stack([vectors[3] - vectors[0], vectors[1] - vectors[2]])
-    wanted = run(net, PROMPTS, SEEDS, AddStream(delta, layer, steps=steps), steps=2)
+    wanted = run(net, PROMPTS, SEEDS, AddResidual(delta, layer, steps=steps), steps=2)
     assert close(net.vae.latents[::2], wanted) and not close(wanted, net.latents(PROMPTS, SEEDS, steps=2))
 
 
@@ -191,3 +201,16 @@ def test_wrong_values_are_refused_before_sampling(net, vectors, change, message)
         steer(net, **{"prompts": PROMPTS, "targets": [0, 1], "vectors": vectors, "scales": [1], "steps": 1} | change)
     handle.remove()
     assert not calls
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"vectors": torch.full((8, 64, 16), torch.nan)}, "vectors holds a number that is not finite"), ({"scales": []}, "give at least one"),
+    ({"scales": [float("inf")]}, "finite"), ({"targets": [0, 8]}, "target 8 is out of range; choose 0 to 7")])
+def test_what_would_draw_nothing_sensible_is_refused(net, vectors, change, message):
+    with pytest.raises(ValueError, match=message):
+        steer(net, **{"prompts": PROMPTS, "targets": [0, 1], "vectors": vectors, "scales": [1], "steps": 1} | change)
+
+
+def test_vectors_of_no_head_are_refused(net):
+    with pytest.raises(ValueError, match="heads is empty"):
+        relation_vectors(net, BALANCED, [], steps=1)

@@ -1,10 +1,14 @@
-"""Our hooks against nnsight on the same stock PixArt model. Needs the optional extra: pip install -e ".[nnsight]"."""
+"""Our hooks against nnsight on the same stock PixArt model.
+
+Needs the optional extra: pip install -e ".[nnsight]".
+"""
 import pytest
 import torch
 
-from spatial_circuits.edits import Ablate, Outputs, Patterns, Stream
-from spatial_circuits.hooks import hooked
-from spatial_circuits.sample import initial_noise
+from spatial_circuits.hooks.attach import hooked
+from spatial_circuits.hooks.edits import Ablate
+from spatial_circuits.hooks.readers import MeanOutputs, Patterns, Residual
+from spatial_circuits.model.sampler import initial_noise
 
 nnsight = pytest.importorskip("nnsight")
 
@@ -15,9 +19,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def inputs(rte):
-    """A forward's arguments: the two halves of one sample."""
+    """A forward's arguments: the two branches of one sample."""
     text = rte.encode(["", "red square is above blue circle"])
-    return {"hidden_states": initial_noise([0, 0]), "timestep": torch.full((2,), 900.0), "return_dict": False,
+    return {"hidden_states": initial_noise([0, 0]), "timestep": torch.full((2,), 900.0),
+            "return_dict": False,
             "encoder_hidden_states": text.embeddings, "encoder_attention_mask": text.mask.float(),
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
 
@@ -41,8 +46,10 @@ def test_readings_are_those_of_nnsight(tiny, theirs, inputs):
         heads = nnsight.save(attn.to_out[0].input)
         second = nnsight.save(theirs.transformer_blocks[LAYER].output)
         out = nnsight.save(theirs.output)
-    outputs, patterns, streams = Outputs(), Patterns([(LAYER, HEAD)]), (Stream(1), Stream(2))
-    with hooked(tiny.transformer, outputs, patterns, *streams):
+    outputs, patterns, streams = MeanOutputs(), Patterns([(LAYER, HEAD)]), (Residual(1),
+                                                                            Residual(2))
+    with hooked(tiny.transformer, outputs, patterns, *streams) as session:
+        session.at(0)
         ours = tiny.transformer(**inputs)[0]
     assert close(ours, out[0])
     assert close(outputs.mean[0, :, LAYER, HEAD], heads[..., PART])
@@ -57,9 +64,11 @@ def test_a_zero_ablation_is_that_of_nnsight(tiny, theirs, inputs):
         theirs.transformer_blocks[LAYER].attn2.to_out[0].input[:, :, PART] = 0
         out = nnsight.save(theirs.output)
     plain = tiny.transformer(**inputs)[0]
-    with hooked(tiny.transformer, Ablate([(LAYER, HEAD)], half="both")):
+    with hooked(tiny.transformer, Ablate([(LAYER, HEAD)], branch="both")) as session:
+        session.at(0)
         ours = tiny.transformer(**inputs)[0]
     assert close(ours, out[0]) and not torch.allclose(ours, plain, atol=1e-2)
-    with hooked(tiny.transformer, Ablate([(LAYER, HEAD)])):
+    with hooked(tiny.transformer, Ablate([(LAYER, HEAD)])) as session:
+        session.at(0)
         conditional = tiny.transformer(**inputs)[0]
     assert close(conditional[1], out[0][1]) and torch.equal(conditional[0], plain[0])

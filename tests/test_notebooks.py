@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from spatial_circuits import notebooks
-from spatial_circuits.book import check_book, check_parameters, environment, pages, run_book, toc
+from spatial_circuits.book import notebooks
+from spatial_circuits.book.execute import environment
+from spatial_circuits.book.runner import (
+    NotebookError,
+    check_book,
+    check_parameters,
+    pages,
+    run_book,
+    toc,
+)
 
 TOP = Path(__file__).resolve().parents[1]
 BOOK = TOP / "book"
@@ -18,7 +26,7 @@ LONGEST = 10  # lines of a function in a notebook; what is longer belongs into t
 
 
 def ipynb(name: str):
-    return notebooks.load(BOOK / f"{name}.ipynb")
+    return notebooks.load_notebook(BOOK / f"{name}.ipynb")
 
 
 def code(nb) -> list:
@@ -34,10 +42,22 @@ def test_every_notebook_is_in_the_table_of_contents():
     assert sorted(NAMES) == sorted(path.stem for path in BOOK.glob("*.py"))
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The folder of a quick run of all notebooks, two at a time, and how it failed if it did."""
+    out = tmp_path_factory.mktemp("smoke")
+    try:
+        run_book(BOOK, out_dir=out, scale="smoke", jobs=2)
+    except NotebookError as error:
+        return out / "book", str(error)
+    return out / "book", "it was not run"
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_at_smoke_scale(name, tmp_path):
-    [path] = run_book(BOOK, out_dir=tmp_path, names=[name], scale="smoke", jobs=1)
-    assert not notebooks.stale(notebooks.load(path))
+def test_it_runs_at_smoke_scale(name, smoke):
+    folder, failure = smoke
+    assert (folder / f"{name}.ipynb").exists(), failure
+    assert not notebooks.stale(notebooks.load_notebook(folder / f"{name}.ipynb"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +76,7 @@ def test_every_cell_was_run_in_order_without_an_error(name):
 def test_it_declares_its_parameters(name):
     path = BOOK / f"{name}.ipynb"
     values = {"model": "rte", "seed": 1, "scale": "smoke"}
-    assert len(tagged(notebooks.load(path), "parameters")) == 1
+    assert len(tagged(notebooks.load_notebook(path), "parameters")) == 1
     assert check_parameters({name: path}, values) == {name: values}
     with pytest.raises(ValueError, match="expected int"):
         check_parameters({name: path}, {"seed": "one"})

@@ -1,11 +1,12 @@
 """Rewordings say the same scene, and are scored against it."""
 import pytest
 
-from spatial_circuits.captions import parse
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.perturb import FAMILIES, reworded, robustness, supported
-from spatial_circuits.pretrained import load
-from spatial_circuits.text import encoder
+from spatial_circuits.analyses.robustness import robustness
+from spatial_circuits.data.captions import parse
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.model.store import load
+from spatial_circuits.text.encoders import encoder
+from spatial_circuits.text.wordings import FAMILIES, reworded, supported
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("typo", "swapped clauses")])
@@ -40,7 +41,7 @@ def test_an_unknown_family_or_an_incomplete_prompt_is_refused():
 
 
 def test_the_shift_of_the_article_is_measured_where_the_token_stands(rte):
-    from spatial_circuits.perturb import shifts
+    from spatial_circuits.analyses.robustness import shifts
     moved = shifts(rte, prompt_set("22"), "T3 the", "shape2")
     assert moved.std(0).max() > 0 and moved.norm(dim=1).min() > 0.1                            # the position code of one place later
     assert shifts(rte, prompt_set("22"), "T3 the", "shape1").norm() < 1e-5
@@ -50,7 +51,8 @@ def test_the_shift_of_the_article_is_measured_where_the_token_stands(rte):
 
 def test_alignment_knows_a_planted_direction():
     import torch
-    from spatial_circuits.perturb import alignment
+
+    from spatial_circuits.analyses.robustness import alignment
     generator = torch.Generator().manual_seed(0)
     effects, vectors = torch.randn(8, 64, generator=generator), torch.randn(100, 64, generator=generator)
     effects = effects - effects.mean(0)
@@ -64,7 +66,8 @@ def test_alignment_knows_a_planted_direction():
 
 def test_a_shift_leaves_the_mean_projection_and_turns_single_ramps(lively):
     import torch
-    from spatial_circuits.perturb import shifted_ramps
+
+    from spatial_circuits.analyses.robustness import shifted_ramps
     model, generator = lively(), torch.Generator().manual_seed(0)
     effects = torch.randn(8, 16, generator=generator)
     same = shifted_ramps(model, effects, torch.zeros(16))
@@ -72,3 +75,10 @@ def test_a_shift_leaves_the_mean_projection_and_turns_single_ramps(lively):
     moved = shifted_ramps(model, effects, 5 * torch.randn(16, generator=generator))
     assert moved.set_index("name")["projection"].to_dict() == pytest.approx(same.set_index("name")["projection"].to_dict(), abs=1e-4)
     assert (moved["before"] - moved["after"]).abs().max() > 0.05
+
+
+def test_a_family_that_cannot_be_read_is_not_drawn_as_nothing(tiny, rte):
+    with pytest.raises(ValueError, match="can read none of the families; .*crimson"):
+        robustness(tiny, prompt_set("22")[:1], ["synonyms"], steps=1)
+    with pytest.raises(ValueError, match="'square is above blue circle' does not say"):
+        supported(rte, ["square is above blue circle"])

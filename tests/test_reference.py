@@ -1,31 +1,41 @@
-"""The reference names everything public, in the order of imports."""
-import inspect
+"""The reference names every module, in the order of the layers, and shows docstrings as they are."""
+import pkgutil
+import re
+from pathlib import Path
 
-import pytest
+import spatial_circuits
+from spatial_circuits.book import sphinx
 
-from spatial_circuits import hooks, reference
-
-
-def test_it_lists_every_module_and_its_public_functions():
-    text = reference.page()
-    assert all(f"\n## {name}\n" in "\n" + text for name in reference.modules())
-    assert "hooked(model: Module, *hooks: Hook, halves:" in text and "class Hook" not in text
-    assert {n for n, _ in reference.public(hooks)} >= {"hooked", "run", "Hook", "Reader", "Edit", "Call"}
-    assert all(n in text for n, _ in reference.public(hooks))
+PAGE = (Path(__file__).resolve().parents[1] / "book" / "reference.md").read_text()
+LAYERS = ("files", "parameters", "data", "text", "model", "training", "hooks", "analyses", "claims",
+          "book", "cli")
 
 
-def test_a_module_stands_below_those_it_imports():
-    order = reference.modules()
-    for later, earlier in (("dit", "hooks"), ("hooks", "edits"), ("captions", "text"), ("plots", "explorer"), ("recording", "widgets")):
-        assert order.index(later) < order.index(earlier)
+def listed() -> list[str]:
+    return re.findall(r"^\.\. automodule:: spatial_circuits\.(\S+)$", PAGE, re.M)
 
 
-def test_docstrings_are_shown_whole_and_as_text():
-    text = reference.page(["hooks"])
-    assert "Raises ValueError naming the first layer or head out of range" in text and "\\[S or 1, L, H\\]" in text
-    assert inspect.getdoc(hooks.Hook).split("\n\n")[1].splitlines()[0] in text
+def test_it_lists_every_module_once():
+    found = pkgutil.walk_packages(spatial_circuits.__path__, "spatial_circuits.")
+    modules = {m.name.removeprefix("spatial_circuits.") for m in found if not m.ispkg}
+    commands = {name for name in modules if name.startswith("cli.")}  # `--help` is their reference
+    assert sorted(listed()) == sorted(modules - commands | {"cli"})
 
 
-def test_an_unknown_module_is_named():
-    with pytest.raises(ValueError, match="there is no module 'hoks'; choose from .*hooks"):
-        reference.page(["hoks"])
+def test_packages_stand_in_the_order_of_their_layers():
+    places = [LAYERS.index(name.split(".")[0]) for name in listed()]
+    assert places == sorted(places)
+
+
+def shown(text: str, what: str = "function", name: str = "spatial_circuits.data.scenes") -> str:
+    lines = text.split("\n")
+    sphinx.as_rst(None, what, name, None, None, lines)
+    return "\n".join(lines)
+
+
+def test_a_docstring_is_text_and_not_markup():
+    assert shown("Maps [B, T] of x_ and *args, |x| < `f(x_)`.") == (
+        r"Maps [B, T] of x\_ and \*args, \|x\| \< \ ``f(x_)``\ ." + "\n")
+    assert shown("Kinds.\n\none   the first\ntwo   the second") == (
+        "Kinds.\n\n::\n\n   one   the first\n   two   the second\n")
+    assert shown("Scenes.", "module").startswith(".. rubric:: data.scenes\n\nScenes.")

@@ -2,11 +2,20 @@
 import pytest
 import torch
 
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.perturb import reworded
-from spatial_circuits.pretrained import load
-from spatial_circuits.repair import CONTENT, METHODS, dropped, learn, mean_shifts, occurrences, repair, repaired
-from spatial_circuits.text import encoder
+from spatial_circuits.analyses.repair import (
+    CONTENT,
+    METHODS,
+    dropped,
+    learn,
+    mean_shifts,
+    repair,
+    repaired,
+)
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.model.store import load
+from spatial_circuits.text.encoders import encoder
+from spatial_circuits.text.roles import occurrences
+from spatial_circuits.text.wordings import reworded
 
 PROMPTS = prompt_set("264")
 MANY, FEW = PROMPTS[:200], PROMPTS[200:204]

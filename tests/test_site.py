@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from spatial_circuits.book import render, toc
+from spatial_circuits.book.runner import build_pages, toc
 
 TOP = Path(__file__).resolve().parents[1]
 BOOK = TOP / "book"
@@ -21,7 +21,7 @@ def site(tmp_path_factory) -> Path:
         (folder / file.name).write_bytes(file.read_bytes())
     copytree(TOP / "_static", folder / "_static")
     copytree(BOOK, folder / "book", ignore=ignore_patterns("*.partial.ipynb", ".*"))
-    return render(folder).parent
+    return build_pages(folder).parent
 
 
 class Page(HTMLParser):
@@ -73,10 +73,11 @@ def test_every_page_is_there_and_its_links_resolve(site):
 
 def test_evidence_and_running_are_one_click_from_the_first_page(site):
     links = {urlsplit(link).path for link in Page(site / "book" / "index.html").links}
-    from spatial_circuits.claims import CLAIMS
     import re
+
+    from spatial_circuits.claims.claims import CLAIMS
     chapters = {re.search(r"\((.*)\.ipynb", c.chapter)[1] for c in CLAIMS if ".ipynb" in c.chapter}
-    assert {f"{c}.html" for c in chapters} | {"how_to.html", "17_explorer.html"} <= links
+    assert {f"{c}.html" for c in chapters} | {"how_to.html", "18_explorer.html"} <= links
 
 
 def test_a_reference_to_a_figure_says_its_number(site):
@@ -140,10 +141,11 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
 def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
     import json
     import re
-    from spatial_circuits import notebooks
-    from spatial_circuits.explorer import unpacked
-    tab, _ = visit(site / "book" / "17_explorer.html")
-    nb = notebooks.load(BOOK / "17_explorer.ipynb")
+
+    from spatial_circuits.book import notebooks
+    from spatial_circuits.book.explorer import unpacked
+    tab, _ = visit(site / "book" / "18_explorer.html")
+    nb = notebooks.load_notebook(BOOK / "18_explorer.ipynb")
     htmls = [o.data["text/html"] for c in nb.cells for o in c.get("outputs", []) if 'class="sc"' in str(o.get("data", {}).get("text/html", ""))]
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', htmls[0], re.S)[1].replace("<\\/", "</"))
     P, C, S, L, H, R = data["shape"]
@@ -160,7 +162,7 @@ def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
     assert f"most {seen.max()} %" in figure.locator("output").text_content()
 
 
-@pytest.mark.parametrize("page", ["index", "17_explorer"])
+@pytest.mark.parametrize("page", ["index", "18_explorer"])
 def test_a_phone_shows_controls_large_enough_to_touch(visit, site, page):
     tab, _ = visit(site / "book" / f"{page}.html")
     tab.set_viewport_size({"width": 390, "height": 844})

@@ -3,10 +3,10 @@ import json
 
 import pytest
 
-from spatial_circuits import study
-from spatial_circuits.ablation import heads_of
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.pretrained import load
+from spatial_circuits.analyses.heads import heads_of
+from spatial_circuits.claims import tables as study
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.model.store import load
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,12 @@ def test_roles_and_steps_and_relations_that_are_missing_are_refused(no_sampling)
         study.run_synopsis(no_sampling, ["red square"])
     with pytest.raises(ValueError, match="too few"):
         study.run_circuit(no_sampling, ["red square is above blue circle"])
+
+
+def test_a_model_that_never_obeys_is_refused_before_a_circuit_is_sought(tiny, album, monkeypatch):
+    """Its shares would be 0 / 0, rows of NaN."""
+    from dataclasses import replace
+    monkeypatch.setattr(study, "find_circuit", lambda *_: pytest.fail("the search began"))
+    blind = replace(tiny, vae=album())
+    with pytest.raises(ValueError, match="model tiny obeys the relation of none of 3 prompts"):
+        study.run_circuit(blind, prompt_set("264")[:4])

@@ -4,11 +4,18 @@ import json
 import pytest
 
 from spatial_circuits import cli
-from spatial_circuits.ablation import mask_roles
-from spatial_circuits.captions import ROLES
-from spatial_circuits.pretrained import load
-from spatial_circuits.study_text import WINDOWS, run_robustness, run_tokens
-from spatial_circuits.metrics import prompt_set
+from spatial_circuits.analyses.ablation import mask_roles
+from spatial_circuits.claims import text_tables
+from spatial_circuits.claims.text_tables import (
+    WINDOWS,
+    run_arithmetic,
+    run_factors,
+    run_robustness,
+    run_tokens,
+)
+from spatial_circuits.data.captions import ROLES
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.model.store import load
 
 
 def run(tmp_path, command: str, *options: str) -> dict:
@@ -26,6 +33,7 @@ def test_tokens_has_every_role_and_window(tmp_path):
     names = [r["condition"] for r in found["effects"] if r["metric"] == "loose"]
     assert names[0] == "intact" and set(names) >= {"shape2", "relation", "end", "shape2, steps 0-1"} and len(names) == 1 + 6 + 16
     assert not set(names[1:7]) - set(ROLES)
+    json.dumps(found, allow_nan=False)
 
 
 def test_windows_of_a_role_are_that_roles_alone():
@@ -60,5 +68,33 @@ def test_a_command_refuses_an_unknown_model(capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_the_whole_record_is_json():
-    json.dumps(run_tokens(load("rte"), prompt_set("22")[:1], windows=False), allow_nan=True)
+def test_shares_of_nothing_are_refused():
+    """The one picture is wrong, so that its shares would be 0 / 0: NaN is no JSON."""
+    with pytest.raises(ValueError, match="obeys the relation of none of 1 prompts"):
+        run_tokens(load("rte"), prompt_set("22")[:1], windows=False)
+
+
+@pytest.fixture
+def no_sampling(monkeypatch):
+    """The shipped model; fails the test if anything is sampled."""
+    net = load("rte")
+    monkeypatch.setattr(net.transformer, "forward", lambda *_, **__: pytest.fail("sampling began"))
+    return net
+
+
+@pytest.mark.parametrize("limit", [264, 260])
+def test_arithmetic_on_all_prompts_leaves_none_to_estimate_effects(no_sampling, limit):
+    with pytest.raises(ValueError, match=f"{limit} prompts are to be changed: give a smaller --limit"):
+        run_arithmetic(no_sampling, prompt_set("264")[:limit])
+
+
+@pytest.mark.parametrize("run_table", [run_robustness, run_factors])
+def test_effects_need_prompts_of_all_relations_before_any_work(no_sampling, run_table):
+    with pytest.raises(ValueError, match="from 2 prompts, which say 2 of 8 relations; give a larger --limit"):
+        run_table(no_sampling, prompt_set("264")[:2])
+
+
+def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monkeypatch):
+    monkeypatch.setattr(text_tables, "counterpart", lambda prompt, factor: "red square is to the left of blue circle")
+    with pytest.raises(ValueError, match="has 1 tokens of role relation and its donor"):
+        run_arithmetic(no_sampling, ["red square is above blue circle"])

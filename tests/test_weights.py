@@ -1,5 +1,6 @@
 """Weights: what is read off them is what the modules do."""
 import copy
+import re
 
 import pytest
 import torch
@@ -7,9 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.weights import (DIRECTIONS, captioned, composed, cross, ov, positions, qk_maps, queries, ramps, reading, screen,
-                                      shape_keys, snapshots, spectra, templates, words, written)
+from spatial_circuits.analyses.weight_maps import (
+    DIRECTIONS,
+    cross_weights,
+    head_writes,
+    logit_shift,
+    ov,
+    positions,
+    project_captions,
+    qk_composition,
+    qk_maps,
+    queries,
+    ramps,
+    screen_words,
+    shape_keys,
+    snapshots,
+    spectra,
+    templates,
+    token_grid,
+    token_words,
+    words,
+)
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.text.batch import TextBatch
 
 PROMPTS = ["red square is above blue circle", "triangle is to the left of red square"]
 SIDES = torch.tensor([(0, -1), (0, 1), (-1, 0), (1, 0)])
@@ -43,11 +64,11 @@ def noise(*shape):
 
 def test_positions_and_captions_are_the_model_s(model, rte):
     text = rte.encode(PROMPTS).embeddings
-    assert torch.equal(captioned(model, text), model.caption_projection(text))
+    assert torch.equal(project_captions(model, text), model.caption_projection(text))
     patch = model.pos_embed(torch.zeros(1, 4, 16, 16)) - model.pos_embed.proj.bias
     assert torch.allclose(positions(model), patch[0], atol=1e-6)
-    half = copy.deepcopy(model).bfloat16()
-    assert captioned(half, text).dtype == torch.float32 and torch.allclose(captioned(half, text), captioned(model, text), atol=0.1)
+    branch = copy.deepcopy(model).bfloat16()
+    assert project_captions(branch, text).dtype == torch.float32 and torch.allclose(project_captions(branch, text), project_captions(model, text), atol=0.1)
 
 
 @pytest.mark.parametrize("stream", [None, "noise"])
@@ -78,7 +99,7 @@ def test_a_write_is_what_the_output_projection_makes_of_one_head_s_value(model, 
 
 def test_composition_is_how_far_a_write_moves_the_logits(model, vectors):
     writes, stream = noise(3, 16), noise(64, 16)
-    found = composed(model, writes, vectors)
+    found = qk_composition(model, writes, vectors)
     assert found.shape == (2, 2, 3, 5)
     for r in range(3):
         moved = (qk_maps(model, vectors, stream + writes[r]) - qk_maps(model, vectors, stream)).flatten(3)  # [L, H, K, N]
@@ -93,7 +114,7 @@ def test_what_a_head_writes_is_its_values_by_its_pattern(model, rte):
     attn = model.transformer_blocks[1].attn2
     alone = torch.zeros(2, 64, 16)
     alone[..., D:] = pattern @ attn.to_v(text)[..., D:]
-    found = written(model, text, pattern, (1, 1))
+    found = head_writes(model, text, pattern, (1, 1))
     assert torch.allclose(found, attn.to_out[0](alone) - attn.to_out[0].bias, atol=1e-5) and found.std() > 0.05
 
 
@@ -102,7 +123,7 @@ def test_a_reading_is_by_how_far_a_write_sets_two_logits_apart(model, rte):
     vectors = model.caption_projection(rte.encode(PROMPTS).embeddings)
     assert torch.allclose(keys, torch.stack([vectors[0, [1, 5]], vectors[1, [0, 7]]]), atol=1e-6)
     writes, stream = noise(2, 64, 16), noise(64, 16)
-    found = reading(model, writes, keys, (1, 0))
+    found = logit_shift(model, writes, keys, (1, 0))
     for b in range(2):
         moved = (qk_maps(model, keys[b], stream + writes[b]) - qk_maps(model, keys[b], stream))[1, 0].flatten(1)  # [2, N]
         assert torch.allclose(found[b], moved[0] - moved[1], atol=1e-4)
@@ -126,7 +147,7 @@ def test_a_model_without_cross_attention_or_biases(lively, vectors):
     assert torch.equal(qk_maps(model, vectors), before)
     model.transformer_blocks[1].attn2 = None
     with pytest.raises(ValueError, match="no cross-attention in some block"):
-        cross(model)
+        cross_weights(model)
 
 
 # ---- ramps
@@ -134,7 +155,7 @@ def test_a_model_without_cross_attention_or_biases(lively, vectors):
 @given(st.floats(0, 6.28), st.sampled_from([4, 8]))
 def test_templates_have_mean_0_and_norm_1_and_rise_to_their_side(angle, side):
     direction = torch.tensor([[torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))]])
-    ramp = templates(direction, side)[0]
+    ramp = templates(direction, (side, side))[0]
     assert abs(ramp.mean()) < 1e-6 and abs(ramp.norm() - 1) < 1e-5
     x, y = (torch.linspace(-1, 1, side).expand(side, side), torch.linspace(-1, 1, side)[:, None].expand(side, side))
     rise = torch.stack([(ramp * x).sum(), (ramp * y).sum()])
@@ -142,14 +163,14 @@ def test_templates_have_mean_0_and_norm_1_and_rise_to_their_side(angle, side):
 
 
 def test_templates_by_hand():
-    up, left = templates(torch.tensor([(0, -1), (-1, 0)]))
+    up, left = templates(torch.tensor([(0, -1), (-1, 0)]), (8, 8))
     assert up[0].min() > up[-1].max() and torch.allclose(up.std(1), torch.zeros(8), atol=1e-7)
     assert torch.equal(left, up.T)
 
 
 def test_planted_ramps_are_found_with_their_sign_and_size():
     sizes = torch.tensor([3.0, 3.0, 3.0, 3.0])
-    maps = templates(SIDES) * sizes[:, None, None]
+    maps = templates(SIDES, (8, 8)) * sizes[:, None, None]
     for center in (True, False):
         found = ramps(maps, SIDES, center)
         assert torch.allclose(found["cosine"], torch.ones(4), atol=1e-6)
@@ -168,7 +189,7 @@ def test_what_all_directions_share_is_no_ramp():
         assert plain.shape == (2, 3, 4) and torch.allclose(plain, biased, atol=1e-4)
         assert not torch.allclose(ramps(maps, SIDES, False)[key], ramps(maps + common, SIDES, False)[key], atol=0.05)
     twice = SIDES[[0, 0, 0, 1, 2, 3]]                                                # three words for up: it still weighs once
-    found = ramps(templates(twice) + common, twice)["cosine"]
+    found = ramps(templates(twice, (8, 8)) + common, twice)["cosine"]
     assert torch.allclose(found, torch.ones(6), atol=1e-5)
 
 
@@ -186,7 +207,7 @@ def test_a_word_s_vector_is_the_mean_over_its_places(model, rte):
 
 def test_the_screen_is_a_table_of_ramps(model, rte):
     prompts = prompt_set(22)
-    frame = screen(model, rte, prompts)
+    frame = screen_words(model, rte, prompts)
     assert list(frame)[:4] == ["name", "layer", "head", "word"] and len(frame) == 2 * 2 * len(set(frame["word"]))
     found = words(model, rte, prompts)
     said = [w for w in DIRECTIONS if w in found]
@@ -197,8 +218,8 @@ def test_the_screen_is_a_table_of_ramps(model, rte):
         for key in ("cosine", "projection", "energy"):
             assert getattr(row, key) == pytest.approx(wanted[key][row.layer, row.head, said.index(row.word)].item(), abs=1e-5)
     assert (frame.groupby("name")["control"].nunique() == 1).all() and (frame["control"] > 0).all()
-    with pytest.raises(ValueError, match="the prompts hold 1 direction words; give prompts with at least two of above"):
-        screen(model, rte, PROMPTS[:1])
+    with pytest.raises(ValueError, match="hold 1 direction words; give prompts with at least two of above"):
+        screen_words(model, rte, PROMPTS[:1])
 
 
 def test_the_control_is_what_other_words_reach_on_their_best_ramp(model, rte):
@@ -206,8 +227,8 @@ def test_the_control_is_what_other_words_reach_on_their_best_ramp(model, rte):
     found = words(model, rte, prompts)
     maps = qk_maps(model, torch.stack([v for w, v in found.items() if w not in DIRECTIONS]))
     maps = (maps - maps.mean(2, keepdim=True)).flatten(3)                            # a template's mean is 0 anyway
-    best = (maps @ templates(SIDES).flatten(1).T).amax(-1).mean(-1)                  # [L, H]
-    control = screen(model, rte, prompts).groupby(["layer", "head"])["control"].first()
+    best = (maps @ templates(SIDES, (8, 8)).flatten(1).T).amax(-1).mean(-1)                  # [L, H]
+    control = screen_words(model, rte, prompts).groupby(["layer", "head"])["control"].first()
     assert all(control[i, j] == pytest.approx(best[i, j].item(), abs=1e-4) for i in range(2) for j in range(2))
 
 
@@ -221,7 +242,7 @@ def test_a_screen_finds_a_planted_ramp_head(lively, rte):
     apart = vectors["above"] - vectors["below"]
     attn.to_q.weight[:D], attn.to_k.weight[:D] = 0, 0
     attn.to_q.weight[0], attn.to_k.weight[0] = 10 * axis, 10 * apart / apart.norm()
-    frame = screen(model, rte, prompts).set_index(["name", "word"])
+    frame = screen_words(model, rte, prompts).set_index(["name", "word"])
     assert min(frame.loc[("L1H0", w), "cosine"] for w in ("above", "below")) > 0.9
     assert frame.loc[("L1H0", "above"), "projection"] > 2 * frame.loc[("L0H0", "above"), "projection"]
 
@@ -247,3 +268,60 @@ def test_a_model_without_snapshots_says_so(lively, tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=f"{folder} holds no snapshots of its training; train with --evaluate-every"):
             snapshots(lively(), folder)
+
+
+# ---- other tokenizers and sizes
+
+@pytest.mark.parametrize("tokens", [
+    ["[CLS]", "dia", "##gonal", "##ly", "up", "square", ".", "[SEP]"],                 # WordPiece
+    ["▁Dia", "gon", "ally", "▁up", "▁", "square", ".", "</s>"],                        # SentencePiece
+    ["<|startoftext|>", "diag", "onally</w>", "up</w>", "square</w>", ".</w>", "<|endoftext|>"],
+    ["diag", "onally", "Ġup", "Ġsquare", "."]])                                        # byte-level BPE
+def test_words_are_found_however_a_tokenizer_splits_them(tokens):
+    found = dict(token_words("Diagonally up square.", tokens))
+    for word in ("diagonally", "up", "square"):
+        pieces = "".join(tokens[i] for i in found[word])
+        assert re.sub("##|▁|Ġ|</w>", "", pieces).lower() == word
+    assert sorted(i for at in found.values() for i in at) == list(range(len(tokens)))
+
+
+def test_a_word_said_twice_occurs_twice():
+    assert token_words("the the up", ["the", "the", "up"]) == [("the", [0]), ("the", [1]), ("up", [2])]
+
+
+class Splitting:
+    """The default encoder, but for its tokens: every word as SentencePiece marks it, in two pieces."""
+
+    def __init__(self, rte):
+        self.rte, self.dim = rte, rte.dim
+
+    def encode(self, prompts):
+        text = self.rte.encode(prompts)
+        twice = lambda row, *made: [x for item in row for x in (make(item) for make in made)]  # noqa: E731
+        tokens = [twice(row, lambda t: "▁" + t[:2], lambda t: t[2:]) for row in text.tokens]
+        roles = [twice(row, str, str) for row in text.roles]
+        return TextBatch(text.embeddings.repeat_interleave(2, 1), text.mask.repeat_interleave(2, 1), tokens, roles)
+
+
+def test_a_screen_finds_words_of_several_tokens(model, rte):
+    prompts = prompt_set(22)
+    whole, split = screen_words(model, rte, prompts), screen_words(model, Splitting(rte), prompts)
+    columns = ["cosine", "projection", "energy"]
+    assert list(whole["word"]) == list(split["word"])
+    assert (whole[columns] - split[columns]).abs().max(axis=None) < 1e-5
+
+
+@pytest.mark.parametrize("prompts", [[], ["above up", "square is higher than red circle"]])
+def test_a_screen_needs_words_for_two_sides_and_names_the_tokenizer(model, rte, prompts):
+    with pytest.raises(ValueError, match="for different sides .the tokenizer of RandomTokenEncoder reads: (above|nothing)"):
+        screen_words(model, rte, prompts)
+
+
+def test_positions_at_another_size_are_those_that_the_model_adds(model, vectors):
+    patch = model.pos_embed(torch.zeros(1, 4, 16, 24)) - model.pos_embed.proj.bias     # 8 x 12 image tokens
+    assert torch.allclose(positions(model, (8, 12)), patch[0], atol=1e-6) and token_grid(model) == (8, 8)
+    assert qk_maps(model, vectors, size=(8, 12)).shape == (2, 2, 5, 8, 12)
+    with pytest.raises(ValueError, match="a stream of 96 image tokens is no grid of 8 x 8"):
+        qk_maps(model, vectors, positions(model, (8, 12)))
+    found = ramps(templates(SIDES, (8, 12)), SIDES)["cosine"]
+    assert torch.allclose(found, torch.ones(4), atol=1e-5)

@@ -1,10 +1,17 @@
 """Cost of the study of the text: variance partition, weight-space screening with factors, the robustness table."""
 import pytest
 
-from spatial_circuits.factors import labels, partition, relation_effects, screen, token_vectors
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.perturb import FAMILIES, robustness
-from spatial_circuits.pretrained import load
+from spatial_circuits.analyses.factors import (
+    labels,
+    partition,
+    relation_effects,
+    screen_effects,
+    token_vectors,
+)
+from spatial_circuits.analyses.robustness import robustness
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.model.store import load
+from spatial_circuits.text.wordings import FAMILIES
 
 PROMPTS = prompt_set("264")
 
@@ -23,7 +30,7 @@ def test_partition_of_264_prompts_with_1000_permutations(benchmark, net):
 def test_screening_all_heads_with_1000_permutations(benchmark, net):
     vectors = token_vectors(net.encoder, PROMPTS, "shape2", net.transformer)
     effects = relation_effects(partition(vectors, labels(PROMPTS, "shape2"), 0))
-    assert len(benchmark.pedantic(screen, (net.transformer, effects, 1000), rounds=3)) == 24
+    assert len(benchmark.pedantic(screen_effects, (net.transformer, effects, 1000), rounds=3)) == 24
 
 
 def test_robustness_table(benchmark, net):

@@ -1,30 +1,42 @@
-"""Benchmarks: images/s of every stage, and training FLOP/s as a share of what a matrix product reaches here and now.
+"""Benchmarks: images/s of every stage, and training FLOP/s as a share of a matrix product here.
 
-`make bench` runs them; `make test` does not. Figures stand in pytest-benchmark's `extra_info` and are printed.
+`make bench` runs them; `make test` does not. Figures stand in pytest-benchmark's `extra_info` and
+are printed.
 """
 import time
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from spatial_circuits import dit
-from spatial_circuits.captions import captions
-from spatial_circuits.detect import detect_batch
-from spatial_circuits.metrics import prompt_set
-from spatial_circuits.render import render
-from spatial_circuits.sample import sample as draw
-from spatial_circuits.scenes import sample
-from spatial_circuits.recipe import Recipe, precision
-from spatial_circuits.train import Data, read_log, train
+from spatial_circuits.data.captions import captions
+from spatial_circuits.data.detect import detect_batch
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.render import render
+from spatial_circuits.data.scenes import sample_scenes
+from spatial_circuits.hooks.attach import hooked
+from spatial_circuits.hooks.edits import Ablate
+from spatial_circuits.model import transformer as dit
+from spatial_circuits.model.precision import resolve_precision
+from spatial_circuits.model.sampler import sample_latents as draw
+from spatial_circuits.training.batches import Batches, encode_captions
+from spatial_circuits.training.log import read_log
+from spatial_circuits.training.loop import batch_loss, optimizers, train, update
+from spatial_circuits.training.recipe import Recipe
+from spatial_circuits.training.scene_cache import scene_encoder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PRECISION = precision("auto")
+PRECISION = resolve_precision("auto")
 
 
 def note(benchmark, **figures) -> None:
-    benchmark.extra_info.update(figures, device=DEVICE, threads=torch.get_num_threads(), torch=torch.__version__)
-    print("\n ", benchmark.name, {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()})
+    benchmark.extra_info.update(figures, device=DEVICE, threads=torch.get_num_threads(),
+                                torch=torch.__version__)
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}
+    print("\n ", benchmark.name, shown)
 
 
 def images_per_s(benchmark, count: int) -> None:
@@ -40,7 +52,7 @@ def finished(result):
 
 @pytest.fixture(scope="module")
 def images():
-    return render(sample(torch.arange(256)))
+    return render(sample_scenes(torch.arange(256)))
 
 
 @pytest.mark.parametrize("preset", ["clean", "paper"])
@@ -50,7 +62,7 @@ def test_generation(benchmark, preset):
 
     def generate():
         index = next(start)
-        scenes = sample(torch.arange(index, index + 512, device=DEVICE), 0, preset)
+        scenes = sample_scenes(torch.arange(index, index + 512, device=DEVICE), 0, preset)
         return finished((captions(scenes), render(scenes)))
     told, pictures = benchmark.pedantic(generate, rounds=10, warmup_rounds=2)
     assert len(told) == len(pictures) == 512
@@ -61,18 +73,34 @@ def test_generation(benchmark, preset):
 def test_vae(benchmark, vae, images, direction):
     shared = vae.to(DEVICE)
     inputs = images[:64] if direction == "encode" else shared.encode(images[:64])
-    out = benchmark.pedantic(lambda: finished(getattr(shared, direction)(inputs)), rounds=5, warmup_rounds=1)
+    work = getattr(shared, direction)
+    out = benchmark.pedantic(lambda: finished(work(inputs)), rounds=5, warmup_rounds=1)
     assert len(out) == 64
     images_per_s(benchmark, 64)
 
 
-def test_sampling(benchmark, rte):
-    """14 steps with CFG, the default model size."""
-    model, prompts = dit.build(Recipe().size, rte.dim).eval().to(DEVICE), prompt_set(264)[:64]
-    scheduler = Recipe().noise.scheduler()
-    out = benchmark.pedantic(lambda: finished(draw(model, scheduler, rte, prompts, range(64))), rounds=3, warmup_rounds=1)
-    assert out.shape == (64, 4, 16, 16)
-    images_per_s(benchmark, 64)
+@pytest.mark.parametrize("hooked_", [False, True], ids=["plain", "hooked"])
+@pytest.mark.parametrize("batch", [1, 16, 128])
+def test_sampling(benchmark, rte, batch, hooked_):
+    """14 steps with CFG in fp32, the default model size, with and without hooks on every head; and
+    the share of a matrix product of the same run."""
+    model = dit.build_transformer(Recipe().size, rte.dim).eval().to(DEVICE)
+    scheduler, prompts = Recipe().noise.scheduler(), prompt_set(264)[:batch]
+    heads = [(layer, head) for layer in range(6) for head in range(4)]
+    with FlopCounterMode(display=False) as counter:
+        draw(model, scheduler, rte, prompts[:1], [0])
+    flops = counter.get_total_flops()
+
+    def work():
+        with hooked(model, Ablate(heads)) if hooked_ else nullcontext():
+            return finished(draw(model, scheduler, rte, prompts, range(batch), batch=batch))
+    before = gemm(1.0, dtype=torch.float32)
+    out = benchmark.pedantic(work, rounds=3, warmup_rounds=1)
+    limit = (before + gemm(1.0, dtype=torch.float32)) / 2
+    assert out.shape == (batch, 4, 16, 16)
+    speed = batch / benchmark.stats.stats.median
+    note(benchmark, images_per_s=speed, gflop_per_image=flops / 1e9, gemm_gflop_per_s=limit / 1e9,
+         share_of_gemm=speed * flops / limit)
 
 
 def test_detection(benchmark, images):
@@ -81,9 +109,9 @@ def test_detection(benchmark, images):
     images_per_s(benchmark, len(images))
 
 
-def gemm(seconds: float = 2.0, n: int = 2048) -> float:
-    """FLOP/s of an n x n matrix product in the precision of training: the best of repeats for `seconds`."""
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[PRECISION]
+def gemm(seconds: float = 2.0, n: int = 2048, dtype: torch.dtype | None = None) -> float:
+    """FLOP/s of an n x n matrix product (default: in training's precision), the best in a while."""
+    dtype = dtype or {"no": torch.float32, "bf16": torch.bfloat16}[PRECISION]
     a, b = torch.randn(2, n, n, device=DEVICE).to(dtype)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -93,26 +121,79 @@ def gemm(seconds: float = 2.0, n: int = 2048) -> float:
     return 2 * n ** 3 / best
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_encoding(benchmark, vae, compiled):
+    """Scenes to latents as the scene cache does it."""
+    encode = scene_encoder(Recipe(), vae.to(DEVICE), torch.device(DEVICE), compiled)
+    rows = torch.arange(256)
+    out = benchmark.pedantic(lambda: finished(encode(rows)), rounds=5, warmup_rounds=1)
+    assert len(out) == 256
+    images_per_s(benchmark, 256)
+
+
+def flops_per_image(model, recipe, batch) -> float:
+    """Forward and backward of the model, counted by torch; the optimizer is not in it."""
+    with FlopCounterMode(display=False) as counter:
+        batch_loss(model, recipe.noise, *batch).backward()
+    model.zero_grad()
+    return counter.get_total_flops() / len(batch[0])
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_training_step(benchmark, rte, vae, compiled):
+    """A step of the default recipe part by part (medians), and its share of a matrix product."""
+    recipe, device = Recipe(cache=512), torch.device(DEVICE)
+    batches = Batches(recipe, encode_captions(rte), vae, device, progress=False)
+    model = dit.build_transformer(recipe.size, rte.dim).to(device)
+    opts = optimizers(model, recipe)
+    ema = EMAModel(model.parameters(), decay=recipe.ema, use_ema_warmup=True, foreach=True)
+    rows = torch.arange(recipe.batch, device=device)
+    flops = flops_per_image(model, recipe, batches.batch(0, rows)) * recipe.batch
+    forward = torch.compile(model) if compiled else model
+    parts: dict[str, list[float]] = {}
+
+    def timed(name, work):
+        began = time.perf_counter()
+        result = finished(work())
+        parts.setdefault(name, []).append(time.perf_counter() - began)
+        return result
+
+    def step():
+        batch = timed("batch", lambda: batches.batch(0, rows))
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=PRECISION == "bf16"):
+            loss = timed("forward", lambda: batch_loss(forward, recipe.noise, *batch))
+        timed("backward", loss.backward)
+        timed("optimizer", lambda: update(opts, list(model.parameters()), recipe.clip))
+        timed("ema", lambda: ema.step(model.parameters()))
+    step()
+    parts.clear()
+    before = gemm()
+    benchmark.pedantic(step, rounds=8)
+    limit = (before + gemm()) / 2
+    seconds = {name: float(np.median(times)) for name, times in parts.items()}
+    whole = sum(seconds.values())
+    note(benchmark, step_s=whole, **{f"{name}_s": s for name, s in seconds.items()},
+         optimizer_share=seconds["optimizer"] / whole, gflop=flops / 1e9,
+         gemm_gflop_per_s=limit / 1e9, share_of_gemm=flops / whole / limit, precision=PRECISION)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_training(benchmark, rte, vae, tmp_path, compiled):
-    """`train` as it is run, default recipe but for a small cache; speed from its own log, after the first 50 steps.
-
-    Model FLOPs, forward and backward, are counted by torch and set against a matrix product before and after.
-    """
+    """`train` as it is run, default recipe but for a small cache; speed from its own log, after the
+    first 50 steps, against a matrix product before and after."""
     recipe = Recipe(steps=60, cache=512, compile=compiled)
     before = gemm()
     benchmark.pedantic(train, (recipe, rte, vae, tmp_path / "run"), {"progress": False}, rounds=1)
     speed = read_log(tmp_path / "run" / "log.jsonl")[-1]["images_per_s"]
     limit = (before + gemm()) / 2
-
     device = torch.device(DEVICE)
-    x0, eps, t, text, mask = Data(recipe, rte, vae, device, progress=False).batch(0, torch.arange(recipe.batch, device=device))
-    model = dit.build(recipe.size, rte.dim).to(device)
-    with FlopCounterMode(display=False) as counter:
-        output = dit.predict(model, x0, t * 1000, text, mask)
-        recipe.noise.loss(output, x0, eps, t).mean().backward()
-    flops = counter.get_total_flops() / recipe.batch  # an image
-    assert flops > 6 * 64 * sum(p.numel() for n, p in model.named_parameters() if ".ff." in n)  # 3 passes, 64 tokens
+    batches = Batches(recipe, encode_captions(rte), vae, device, progress=False)
+    model = dit.build_transformer(recipe.size, rte.dim).to(device)
+    rows = torch.arange(recipe.batch, device=device)
+    flops = flops_per_image(model, recipe, batches.batch(0, rows))
+    mlps = sum(p.numel() for n, p in model.named_parameters() if ".ff." in n)
+    assert flops > 6 * 64 * mlps  # 3 passes, 64 tokens
     assert 0 < speed * flops < 1.5 * limit
-    note(benchmark, images_per_s=speed, gflop_per_image=flops / 1e9, gflop_per_s=speed * flops / 1e9,
-         gemm_gflop_per_s=limit / 1e9, share_of_gemm=speed * flops / limit, precision=PRECISION)
+    note(benchmark, images_per_s=speed, gflop_per_image=flops / 1e9,
+         gflop_per_s=speed * flops / 1e9, gemm_gflop_per_s=limit / 1e9,
+         share_of_gemm=speed * flops / limit, precision=PRECISION)

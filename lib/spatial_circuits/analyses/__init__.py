@@ -1,0 +1,30 @@
+"""Analyses: functions from a model and prompts to a frame, or a tensor on the CPU. None knows a
+path, a plot or a notebook, and what cannot be done is refused before a picture is drawn.
+
+What the others stand on:
+heads       names ("L2H3"), lists and masks of heads
+intervals   95 % intervals over prompts: bootstrap by cluster, ratios, Wilson's, `summarise`
+sweep       many conditions of the same pictures as one batch, and their paired effects
+
+What heads do:
+evaluation  a model's scores, and their share of the ceiling
+ablation    scores without heads, or with a role's tokens hidden from them
+patching    interchange interventions between two prompts that differ in one factor
+circuit     the heads that carry shape, colour and relation, and three tests of them
+synopsis    attention from each object's image tokens to each role of the prompt
+weight_maps what a head would attend to, from the weights alone: QK and OV maps, ramps
+injection   relations written into the residual stream by hand
+
+What words do:
+embeddings  what text embeddings hold: linear probes, similarities
+factors     their variance by factor, and the heads that read a factor's effect
+token_exchange  tokens taken from a prompt of another relation: who carries axis and side
+arithmetic  pictures moved by changing one token's embedding
+robustness  the same scene in other words, and the shifts that this causes
+repair      what brings the relation back where other words broke it
+
+A new analysis is a module here; it takes heads from `heads`, pictures from `sweep`, intervals from
+`intervals`, and edits of a running model from `hooks`. A new score of heads by attention goes into
+`synopsis.attention_scores`, a factor of prompts into `text.counterparts`, its metric into
+`patching.FACTOR_METRIC`.
+"""

@@ -1,0 +1,19 @@
+"""The book: notebooks, pages, figures and widgets. The only package that knows a plot or a path.
+
+======================  ============================================================================
+module                  what it does, and what is added where
+======================  ============================================================================
+runner                  which notebooks run, into which folder; a rule for all pages goes here
+execute                 one notebook in its process: environment, kernel, end
+progress                the bar and its time left
+notebooks               notebooks as files: twins, comparison, what is stripped of outputs
+sphinx                  the extension of the HTML build: what all pages share
+figures, head_figures   a new figure: a function from tables or tensors to a matplotlib figure
+recording, explorer     the explorer of the pages: what it records, and its HTML
+widgets                 the live widgets of JupyterLab; a new widget goes here
+assets/                 scripts and styles of the explorer
+======================  ============================================================================
+
+A new page is a text twin book/NAME.py and a line in _toc.yml; `spatial-circuits run-book --in-place
+NAME` makes its notebook. A new module of the library is a line in book/reference.md.
+"""

@@ -1,0 +1,145 @@
+"""Tables of chapters 6 to 11 as plain numbers, for the commands, a model's folder, and its claims.
+
+Each function checks what it is asked before any sampling, and returns a record that is written to
+JSON as it is. Heads are named L0H0; a score comes with its 95 % interval over prompts.
+"""
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ..analyses.ablation import ablate, mask_roles, mean_outputs
+from ..analyses.circuit import CIRCUIT_ROLES, find_circuit, shares, tests
+from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
+from ..analyses.injection import relation_vectors, steer
+from ..analyses.intervals import summarise
+from ..analyses.sweep import effects, sweep
+from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
+from ..analyses.weight_maps import screen_words
+from ..data.captions import ROLES
+from ..data.metrics import METRICS, prompt_set
+from ..data.scenes import REVERSE
+from ..model.pipeline import Model
+from ..model.sampler import STEPS
+from ..text.counterparts import relations_said
+
+EARLY_STEPS = slice(0, 7)  # over which a relation's vector is averaged: while places are open
+
+
+def records(frame: pd.DataFrame, digits: int = 6) -> list[dict]:
+    """The rows of a frame, its index included, as plain numbers rounded to `digits`."""
+    frame = frame.reset_index() if frame.index.names != [None] else frame
+    return [{k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
+            for row in frame.to_dict("records")]
+
+
+def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
+    """Mean and 95 % interval over prompts of every metric, by the columns `by`, as records."""
+    table = summarise(frame, by)
+    return records(table[table.index.get_level_values("metric").isin(METRICS)])
+
+
+def require_obeyed(model: Model, prompts: Sequence[str], per_prompt: int = 1,
+                   seed: int = 1) -> None:
+    """Raise ValueError if the model never obeys a relation: shares of its score would be 0 / 0.
+
+    Draws 32 prompts at a time, and ends at the first picture that is right.
+    """
+    for start in range(0, len(prompts), 32):
+        frame = sweep(model, prompts[start:start + 32], [INTACT], (), per_prompt, seed)
+        if frame["loose"].any():
+            return
+    raise ValueError(f"model {model.name} obeys the relation of none of {len(prompts)} prompts, so "
+                     "there is no score whose shares could be told; give more prompts, "
+                     "or train it further")
+
+
+def run_synopsis(model: Model, prompts: Sequence[str], per_prompt: int = 4, seed: int = 1,
+                 step: int | str = "mean", progress: bool = False) -> dict:
+    """Ranking of all heads by both scores, and how each score's top head attends at every step
+    (chapter 6). Raises ValueError for another step than a number, "mean" or "max"."""
+    if step not in ("mean", "max") and (not isinstance(step, int) or not 0 <= step < STEPS):
+        raise ValueError(f"step {step!r} is out of range; choose 0 to {STEPS - 1}, mean or max")
+    found = synopsis(model, prompts, per_prompt, seed, progress=progress)
+    table = ranking(found, step=step)
+    best = {score: rows.iloc[0] for score, rows in table.groupby("score", sort=False)}
+    curves = {score: {"name": row["name"], "share": _curves(found, row["layer"], row["head"])}
+              for score, row in best.items()}
+    return {"prompts": len(prompts), "images": int(found.images.sum()),
+            "failed": int(found.failed.sum()), "step": step, "heads": records(table),
+            "curves": curves}
+
+
+def _curves(found: Synopsis, layer: int, head: int) -> dict[str, dict[str, list[float]]]:
+    """A head's attention at every step, by image class and role."""
+    share = found.share[found.images > 0, 1].mean(0)[:, layer, head]                 # [steps, 3, R]
+    return {place: {role: [round(v, 4) for v in share[:, c, r].tolist()]
+                    for r, role in enumerate(ROLES)} for c, place in enumerate(CLASSES)}
+
+
+def run_screen(model: Model, prompts: Sequence[str]) -> dict:
+    """Ramp scores of all heads and direction words, from the weights alone (chapter 7)."""
+    table = screen_words(model.transformer, model.encoder, list(prompts))
+    return {"prompts": len(prompts), "heads": records(table)}
+
+
+def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
+               heads: Sequence[str] = (), together: bool = False, kind: str = "mean",
+               role: str | None = None, when: Sequence[int] | None = None,
+               progress: bool = False) -> dict:
+    """What fails without each head (all by default), or without the named ones together; or with a
+    role hidden from them (chapter 9).
+
+    Raises ValueError for a head, role, step or kind that does not exist.
+    """
+    if kind not in ("mean", "zero"):
+        raise ValueError(f"kind {kind!r} is unknown; choose from mean, zero")
+    late = [s for s in when or [] if not 0 <= s < STEPS]
+    if late:
+        raise ValueError(f"step {late[0]} is out of range; the run has steps 0 to {STEPS - 1}")
+    chosen = [parse_head(h) for h in heads] or heads_of(model)
+    sets = {head_name(*h): [h] for h in chosen}
+    if together:
+        sets = {"+".join(sets): chosen}
+    head_conditions(model, sets)                                        # refuses heads out of range
+    options: dict[str, Any] = {"when": when, "progress": progress}
+    if role:
+        hidden = {name: (role, heads) for name, heads in sets.items()}
+        frame = mask_roles(model, prompts, hidden, per_prompt, seed, **options)
+    else:
+        mean = mean_outputs(model, prompt_set("264")) if kind == "mean" else None
+        frame = ablate(model, prompts, sets, per_prompt, seed, mean, **options)
+    return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
+            "kind": f"{role} hidden" if role else kind, "when": when,
+            "effects": records(effects(frame))}
+
+
+def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
+                mean: Tensor | None = None, progress: bool = False) -> dict:
+    """The circuit found on every fourth prompt and tested on the rest; and relations moved by
+    injection (chapters 10, 11).
+
+    Raises ValueError for fewer than four prompts, or a model that never obeys a relation.
+    """
+    if len(prompts) < 4:
+        raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
+                         "fourth and tested on the rest")
+    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+    targets = REVERSE[relations_said(held_out)].tolist()
+    require_obeyed(model, held_out, per_prompt, seed)
+    circuit = find_circuit(model, discovery)
+    mean = mean_outputs(model, prompt_set("264")) if mean is None else mean
+    options: dict[str, Any] = {"per_prompt": per_prompt, "seed": seed, "progress": progress}
+    tested = tests(model, held_out, circuit.heads, mean, **options)
+    sets = {role: getattr(circuit, role) for role in CIRCUIT_ROLES}
+    together = ablate(model, held_out, sets, mean=mean, **options)
+    vectors = relation_vectors(model, prompt_set("264"), circuit.relation)[:, EARLY_STEPS].mean(1)
+    moved = steer(model, held_out, targets, vectors, (0, 1), "position embedding", **options)
+    return {"prompts": len(held_out), "discovery_prompts": len(discovery),
+            "images_per_prompt": per_prompt, "seed": seed,
+            "circuit": {role: [head_name(*h) for h in heads] for role, heads in sets.items()},
+            "heads": len(heads_of(model)), "found": records(circuit.trace.drop(columns="head")),
+            "tests": {m: records(shares(tested, m).rename_axis("condition"))
+                      for m in ("loose", "shape", "unique_binding")},
+            "without": records(effects(together)), "injection": metric_means(moved, "condition")}

@@ -1,0 +1,183 @@
+"""Commands that measure a model: the tables of chapters 5 to 15, printed and written as JSON."""
+from collections.abc import Callable
+from inspect import Parameter, signature
+from typing import Annotated, Literal
+
+import typer
+
+from ..files import check_file, write_json
+from .options import (
+    Count,
+    Device,
+    Json,
+    Limit,
+    Name,
+    PerPrompt,
+    Precise,
+    Prompts,
+    SeedOption,
+    open_model,
+)
+
+
+def _first(prompts: str, limit: int | None, spread: bool = False) -> list[str]:
+    """The first `limit` prompts of a set, or as many spread over it."""
+    from ..data.metrics import prompt_set
+    chosen = prompt_set(prompts)
+    stride = max(1, len(chosen) // (limit or len(chosen))) if spread else 1
+    return chosen[::stride][:limit]
+
+
+def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Callable[..., None]:
+    """The command that calls `run(model, prompts, ...)`, with the options that all analyses share.
+
+    An analysis that samples (it takes a seed) also has `--precise`. `defaults` are those of the
+    shared options; `spread`: a limit takes prompts from all over the set.
+    """
+    shared: dict[str, tuple] = {
+        "model": (Name, "rte"), "prompts": (Prompts, "264"), "limit": (Limit, None)}
+    own = list(signature(run).parameters.values())[2:]
+    if "seed" in signature(run).parameters:
+        shared["precise"] = (Precise, False)
+
+    def command(context, model, prompts, limit, json, device, precise=True, **options) -> None:
+        if json:
+            check_file(json)
+        net = open_model(model, device)
+        record = run(net if precise else net.fast(), _first(prompts, limit, spread), **options)
+        if json:
+            write_json(json, {"model": net.name, "command": context.obj, **record})
+
+    def option(name, kind, default) -> Parameter:
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    first = [option(name, kind, defaults.get(name, usual))
+             for name, (kind, usual) in shared.items()]
+    last = [option("json", Json, None), option("device", Device, "auto")]
+    context = option("context", typer.Context, Parameter.empty)
+    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
+    whole = signature(command).replace(parameters=[context, *first, *own, *last])
+    setattr(command, "__signature__", whole)  # noqa: B010 (what Typer reads)
+    command.__name__, command.__doc__ = run.__name__, run.__doc__
+    return command
+
+
+def _evaluate(
+    context: typer.Context, model: Name = "rte", prompts: Prompts = "264",
+    images_per_prompt: PerPrompt = 4, seed: SeedOption = 1, limit: Limit = None,
+    mode: Annotated[Literal["clean", "paper"], typer.Option(help="detector's mode")] = "clean",
+    json: Json = None, device: Device = "auto",
+) -> None:
+    """Sample and score a model on a prompt set (chapter 5)."""
+    if json:
+        check_file(json)
+    net, chosen = open_model(model, device), _first(prompts, limit)
+    from ..analyses.evaluation import evaluate, report
+    metrics = report(evaluate(net, chosen, images_per_prompt, seed, mode, progress=True), mode)
+    print(f"{net.name}: {len(chosen)} prompts x {images_per_prompt} images, "
+          "95 % interval over prompts")
+    for name, m in metrics.items():
+        interval = f"[{m['low']:.3f}, {m['high']:.3f}]"
+        print(f"  {name:15} {m['mean']:.3f} {interval}  ceiling {m['ceiling']:.3f}")
+    if json:
+        write_json(json, {"model": net.name, "prompts": prompts, "limit": limit,
+                          "images_per_prompt": images_per_prompt, "seed": seed, "mode": mode,
+                          "command": context.obj, "metrics": metrics})
+
+
+def _synopsis(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
+             step: Annotated[str, typer.Option(help="a step's number, mean or max")] = "mean"):
+    """Attention from objects to words, head by head (chapter 6)."""
+    from ..claims.tables import run_synopsis
+    when = int(step) if step.lstrip("-").isdecimal() else step
+    record = run_synopsis(net, prompts, images_per_prompt, seed, when, progress=True)
+    best = _frame(record["heads"]).groupby("score", sort=False).head(6)
+    print(best.round(4).to_string(index=False))
+    return record
+
+
+def _screen(net, prompts):
+    """Ramps that direction words draw, from the weights alone (chapter 7)."""
+    from ..claims.tables import run_screen
+    record = run_screen(net, prompts)
+    _pivot(record["heads"], ["name"], "word", "cosine", digits=2)
+    return record
+
+
+def _ablate(
+    net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1,
+    heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="default: every "
+                                                       "head, each alone")] = None,
+    together: Annotated[bool, typer.Option("--together", help="the heads as one set")] = False,
+    kind: Literal["mean", "zero"] = "mean",
+    role: Annotated[str | None, typer.Option(help="hide this role's tokens from the heads "
+                                                "instead: shape1, relation, ...")] = None,
+    when: Annotated[list[int] | None, typer.Option(metavar="STEP ...", help="only at these "
+                                                      "sampling steps")] = None,
+):
+    """What fails without each head (chapter 9)."""
+    from ..claims.tables import run_ablate
+    record = run_ablate(net, prompts, images_per_prompt, seed, heads or [], together, kind, role,
+                        when or None, progress=True)
+    _pivot(record["effects"], ["condition"], "metric", "change")
+    return record
+
+
+def _circuit(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
+    """Find the circuit, test it, and inject relations (chapters 10 and 11)."""
+    from ..claims.tables import run_circuit
+    record = run_circuit(net, prompts, images_per_prompt, seed, progress=True)
+    print(", ".join(f"{role}: {' '.join(heads)}" for role, heads in record["circuit"].items()))
+    print(_frame(record["tests"]["loose"]).round(3).to_string(index=False))
+    return record
+
+
+def _factors(net, prompts, permutations: Count = 1000):
+    """What a token's embedding holds, and which heads read it (chapters 13 and 14)."""
+    from ..claims.text_tables import run_factors
+    record = run_factors(net, prompts, permutations)
+    partition = _frame(record["partition"]).set_index(["token", "stage", "factor"])
+    print(partition.round(3).to_string())
+    best = _frame(record["heads"]).groupby("token", sort=False).head(3)
+    print(best.round(3).to_string(index=False))
+    return record
+
+
+def _tokens(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
+    """What fails without each word, by steps (chapter 13)."""
+    from ..claims.text_tables import run_tokens
+    record = run_tokens(net, prompts, images_per_prompt, seed, progress=True)
+    _pivot(record["effects"], ["condition"], "metric", "mean")
+    return record
+
+
+def _arithmetic(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
+    """Move objects by changing one token's embedding (chapter 14)."""
+    from ..claims.text_tables import run_arithmetic
+    record = run_arithmetic(net, prompts, images_per_prompt, seed, progress=True)
+    _pivot(record["moved"], ["token", "vector", "k"], "metric", "mean")
+    return record
+
+
+def _robustness(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
+    """Other wordings, the shifts they cause, and repairs (chapter 15)."""
+    from ..claims.text_tables import run_robustness
+    record = run_robustness(net, prompts, images_per_prompt, seed, progress=True)
+    _pivot(record["effects"], ["condition"], "metric", "mean")
+    return record
+
+
+def _frame(rows: list[dict]):
+    import pandas as pd
+    return pd.DataFrame(rows)
+
+
+def _pivot(rows: list[dict], index: list[str], columns: str, values: str, digits: int = 3) -> None:
+    table = _frame(rows).pivot(index=index, columns=columns, values=values)
+    print(table.round(digits).to_string())
+
+
+ANALYSES = (
+    _evaluate, _analysis(_synopsis, spread=True, prompts="96"), _analysis(_screen, spread=True),
+    _analysis(_ablate, spread=True), _analysis(_circuit, spread=True), _analysis(_tokens, limit=88),
+    _analysis(_factors), _analysis(_arithmetic, limit=22), _analysis(_robustness),
+)

@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+SEEDS = {"min": -2 ** 31, "max": 2 ** 31 - 1}
+
+Count = Annotated[int, typer.Option(min=1)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is cuda if possible")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
+                                              help="write the table to this file")]
+Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]
+Name = Annotated[str, typer.Option(help="a shipped model's name, or a folder")]
+PerPrompt = Annotated[int, typer.Option(min=1, help="pictures of each prompt")]
+Precise = Annotated[bool, typer.Option("--precise", help="fp32 also where bf16 is faster")]
+Prompts = Annotated[Literal["264", "96", "22"], typer.Option(help="how many prompts the set has")]
+SeedOption = Annotated[int, typer.Option(**SEEDS)]
+
+
+def torch_device(name: str) -> str:
+    """The device meant. ValueError for one that this machine does not have."""
+    import torch
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    known = ["auto", "cpu", *(["cuda", *cuda] if cuda else [])]
+    if name not in known:
+        raise ValueError(f"there is no device {name!r} here; choose from {', '.join(known)}")
+    return name
+
+
+def open_model(name: str, device: str):
+    """A model on its device, ready to run."""
+    place = torch_device(device)
+    from ..model.store import load
+    return load(name).to(place)

@@ -1,0 +1,13 @@
+"""Model: from a prompt's embeddings to a picture.
+
+transformer  diffusers' PixArt transformer in the paper's sizes, and its forward
+vae          pictures to latents and back
+noise        how latents are corrupted and what the model predicts
+precision    which number format is fast on a device
+forward      what the rows of a forward are: sampling step, samples, CFG branches
+sampler      the sampling loop with classifier-free guidance, for any solver of diffusers
+pipeline     `Model`: encoder, transformer, solver and VAE in one
+store        the shipped models: `load`, `save_model`, manifests of hashes
+
+A new size is a line in `transformer.SIZES`, a new noise process a path in `noise.Noise`.
+"""

@@ -1,0 +1,18 @@
+"""Precision: which number format is fast on a device."""
+import torch
+
+
+def resolve_precision(name: str, device: torch.device | str | None = None) -> str:
+    """Resolve "auto" for a device: bf16 on a GPU or a CPU with bf16 matrix units (AMX), else "no".
+
+    Without a device: for the GPU where there is one. Raises ValueError for another name.
+    """
+    if name not in ("auto", "no", "bf16", "fp16"):
+        raise ValueError(f"precision {name!r} is unknown; choose from auto, no, bf16, fp16")
+    if name != "auto":
+        return name
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = torch.device(device).type
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "bf16" if kind == "cuda" or (kind == "cpu" and amx) else "no"

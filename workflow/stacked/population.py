@@ -1,0 +1,104 @@
+"""Measure every model of the third wave: scores, and which words carry axis and side.
+
+    python workflow/stacked/population.py [--prompts 44] [NAME ...]
+
+Writes book/population.json, model by model; a run that was stopped goes on where it was.
+"""
+import argparse
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from tqdm import tqdm
+
+from spatial_circuits.analyses.token_exchange import exchange_tokens
+from spatial_circuits.data.metrics import METRICS, prompt_set
+from spatial_circuits.files import write_json
+from spatial_circuits.model.noise import Noise
+from spatial_circuits.model.pipeline import Model
+from spatial_circuits.model.store import load_vae
+from spatial_circuits.model.transformer import build_transformer
+from spatial_circuits.text.encoders import encoder
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE.parents[1] / "book" / "population.json"
+
+
+@lru_cache
+def runs() -> dict[str, dict]:
+    """The recipes of the third wave by name."""
+    record = json.loads((HERE / "records" / "wave3.json").read_text())
+    return {run["run"]["name"]: run["run"] for run in record["runs"]}
+
+
+def text_of(run: dict) -> dict:
+    """Name and options of a run's text encoder."""
+    kind, table = run["encoder"], run["table"]
+    if run.get("fused"):
+        return {"name": "rte-fused", "options": {"dose": run["fused"], "seed": table}}
+    if kind.startswith("rte"):
+        return {"name": kind, "options": {"seed": table}}
+    if kind.startswith("t5-untrained"):
+        return {"name": "t5-untrained", "options": {"seed": int(kind.rsplit("-", 1)[1])}}
+    return {"name": kind, "options": {}}
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    """Averaged weights of a run, from the file whose recorded hash is checked."""
+    hashes = json.loads((HERE / "records" / "sha256.json").read_text())
+    for path in sorted((HERE / "records").glob("wave3-weights*.safetensors")):
+        with safe_open(path, "pt") as file:
+            keys = [k for k in file.keys() if k.startswith(f"{name}|")]  # noqa: SIM118
+            if not keys:
+                continue
+            if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
+                raise ValueError(f"{path} is damaged: its sha256 is not the recorded one")
+            return {k.split("|", 1)[1]: file.get_tensor(k).float() for k in keys}
+    raise ValueError(f"no run {name!r}; choose from {', '.join(runs())}")
+
+
+def load(name: str) -> Model:
+    """A model of the third wave, ready to run. ValueError for an unknown name."""
+    state = weights(name)
+    run, text = runs()[name], text_of(runs()[name])
+    coder = encoder(text["name"], **text["options"])
+    net = build_transformer("tiny", coder.dim, 0)
+    net.load_state_dict(state)
+    if run["pred"] != "x0":
+        raise ValueError(f"run {name} predicts in EDM's way, which this library cannot sample")
+    noise = Noise(prediction="sample", top=0.2, high=0.4)
+    return Model(name, net.eval().requires_grad_(False), noise.scheduler(), coder, load_vae(),
+                 noise, text, HERE)
+
+
+def measure(model: Model, prompts: list[str]) -> dict:
+    """Scores as it is; shares of pictures with the donor's axis and side by kind and tokens."""
+    frame = exchange_tokens(model, prompts)
+    own = frame[frame["kind"] == "own"]
+    rows = [{"kind": kind, "tokens": tokens, "axis": int(part["axis"].sum()),
+             "side": int(part["side"].sum()), "found": int(part["unique_binding"].sum()),
+             "pictures": len(part)}
+            for (kind, tokens), part in frame.groupby(["kind", "tokens"], sort=False)]
+    return {"scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--prompts", type=int, default=44)
+    given = parser.parse_args()
+    prompts = prompt_set("264")[:given.prompts]
+    found = json.loads(OUT.read_text()) if OUT.exists() else {}
+    chosen = given.names or [n for n, run in runs().items() if run["pred"] == "x0"]
+    for name in tqdm([n for n in chosen if n not in found], unit="model"):
+        run, model = runs()[name], load(name)
+        found[name] = {"text": model.text, "seed": run["seed"], "dose": run.get("fused", 0.0),
+                       "prompts": len(prompts), **measure(model.fast(), prompts)}
+        write_json(OUT, found)
+
+
+if __name__ == "__main__":
+    main()

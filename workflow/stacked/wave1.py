@@ -1,0 +1,67 @@
+"""Writes the runs of the first device call."""
+import json, sys
+NEAR, MID, ALL = (0.97, 1.0), (0.75, 1.0), (0.0, 1.0)
+def mix(near, mid, low, n=NEAR, m=MID, a=ALL):
+    return [[near, *n], [mid, *m], [low, *a]]
+def curr(h, w, F=(.5, .25, .25), n=NEAR):
+    """Hold [n, 1] until share h; over w, first the middle comes in, then the rest."""
+    return [[h, mix(1, 0, 0, n)], [h + w / 2, mix((1 + F[0]) / 2, (1 - F[0]) * .4, (1 - F[0]) * .1, n)], [h + w, mix(*F, n)]]
+def knee(h, ks, near):
+    """One interval [k, 1] that opens, ks = [(share, k)], and a share `near` kept on NEAR."""
+    fr = [[h, [[1, *NEAR], [0, .97, 1]]], [h + .02, [[near, *NEAR], [1 - near, .97, 1]]]]
+    return fr + [[s, [[near, *NEAR], [1 - near, k, 1]]] for s, k in ks]
+R = []
+def run(name, **k): R.append({"name": name, **k})
+lib = dict(pred="v", cap=1e-3, p=[[0, -2]], mix=[[0, [[.5, *MID], [.5, *ALL]]]], decay=.5)
+H = dict(mix=curr(.3, .3)); Q = dict(quad=[[0, 1]])
+run("ctl-default-nobias", **lib)
+run("ctl-default-bias", **lib, up=[[0, .95], [.4, .5]])
+run("base-h30-w30")
+R[-1].update(H)
+run("base-seed1", **H, seed=1)
+run("base-quad", **H, **Q)
+run("base-quad-seed1", **H, **Q, seed=1)
+run("base-muon04", **H, muon=.04, adam=4e-3)
+run("base-muon01", **H, muon=.01, adam=1e-3)
+run("base-adam5", **H, adam=5e-3)
+run("base-colours-first", **H, drop=[[0, 0], [.25, 0], [.35, .5]])
+run("quad-colours-first", **H, **Q, drop=[[0, 0], [.25, 0], [.35, .5]])
+run("near99", mix=curr(.3, .3, n=(.99, 1)))
+run("near9", mix=curr(.3, .3, n=(.9, 1)))
+run("v-x0weight", **H, pred="v")
+run("v-vweight", **H, pred="v", p=[[0, -2]])
+run("quad-h20-w30", mix=curr(.2, .3), **Q)
+run("h25-w20", mix=curr(.25, .2))
+run("h40-w20", mix=curr(.4, .2))
+run("h40-w30", mix=curr(.4, .3))
+run("h50-w20", mix=curr(.5, .2))
+run("quad-h50-w20", mix=curr(.5, .2), **Q)
+run("h20-w50", mix=curr(.2, .5))
+run("F70", mix=curr(.3, .3, (.7, .15, .15)))
+run("F30", mix=curr(.3, .3, (.3, .35, .35)))
+run("F20-low", mix=curr(.3, .3, (.2, .3, .5)))
+run("p-to-m2", **H, p=[[.3, 0], [.6, -2]])
+run("p-to-m1", **H, p=[[.3, 0], [.6, -1]])
+run("p2", **H, p=[[0, 2]])
+run("lr-half", **H, lr=[[.3, 1], [.35, .5]])
+run("lr-quarter", **H, lr=[[.3, 1], [.35, .25]])
+run("text-tenth", **H, text_lr=[[.3, 1], [.32, .1]])
+run("text-frozen-then-tenth", **H, text_lr=[[.3, 1], [.32, 0], [.6, 0], [.65, .1]])
+run("text-tenth-then-1", **H, text_lr=[[.3, 1], [.32, .1], [.6, .1], [.7, 1]])
+run("lr-half-text-fifth", **H, lr=[[.3, 1], [.35, .5]], text_lr=[[.3, 1], [.35, .2]])
+run("knee-near50", mix=knee(.3, [(.4, .9), (.5, .75), (.7, 0)], .5))
+run("knee-near30", mix=knee(.3, [(.4, .9), (.5, .75), (.7, 0)], .3))
+run("quad-then-plain-half", **H, quad=[[0, 1], [.3, 1], [.3003, 0]], lr=[[.3, 1], [.35, .5]])
+run("quad-half-F70", mix=curr(.3, .3, (.7, .15, .15)), **Q, lr=[[.3, 1], [.35, .5]])
+run("muon04-to-01", **H, muon=.04, adam=4e-3, lr=[[.3, 1], [.35, .25]])
+run("quad-muon04-to-01", **H, **Q, muon=.04, adam=4e-3, lr=[[.3, 1], [.35, .25]])
+run("quad-muon03-h25", mix=curr(.25, .25), **Q, muon=.03, adam=3e-3, lr=[[.25, 1], [.3, .5]])
+run("no-curr-x0-half", mix=[[0, [[.5, *MID], [.5, *ALL]]]])
+run("no-curr-F50", mix=[[0, mix(.5, .25, .25)]])
+run("no-curr-F80", mix=[[0, mix(.8, .1, .1)]])
+run("no-curr-F70-p2", mix=[[0, mix(.7, .15, .15)]], p=[[0, 2]])
+run("no-curr-F70-quad", mix=[[0, mix(.7, .15, .15)]], **Q)
+run("decay40", **H, decay=.4)
+run("centred-code", **H, center=True)
+assert len({r["name"] for r in R}) == len(R)
+if __name__ == "__main__": json.dump(R, open(sys.argv[1], "w"), indent=0)
