@@ -324,6 +324,16 @@ the run ends: {"; ".join(late) or "none"}.
 """)
 
 # %% [markdown]
+# Near pure noise there is no plateau to speak of: the word is learned soon, whatever the number of wordings, so each
+# wording is *not* found by itself; colours cost little, quadruples and the prediction next to nothing. One
+# ingredient brings the plateau back and holds it for the whole run, in every seed: the mixture of noise levels that
+# diffusion is usually trained on. There the noisy picture already shows most of the plan. What is left for the caption to
+# explain is a small part of the loss, and the part that only word order explains is smaller still; its slope drowns in
+# the rest. That is what the authors' long plateau would be: not a hard task, but one that most of the noise levels do
+# not pose. The toy does not show how to come *down* from pure noise without losing the word again, which is what the
+# recipe below had to find.
+
+# %% [markdown]
 # ## What helps: a bias, for a time
 #
 # The recipe tilts the plateau. The same scene can be told in two ways, "A is above B" and "B is below A".

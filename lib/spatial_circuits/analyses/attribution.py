@@ -38,7 +38,8 @@ class _Outputs(Reader):
 @contextmanager
 def _watched(model: Model) -> Iterator:
     """A function that gives every component's output [B, C, ...] of the last forward, by name."""
-    cross, own, mlp = _Outputs(), _Outputs(kind="self"), {}
+    cross, own = _Outputs(), _Outputs(kind="self")
+    mlp: dict[int, Tensor] = {}
 
     def keep(layer: int):
         return model.transformer.transformer_blocks[layer].ff.register_forward_hook(

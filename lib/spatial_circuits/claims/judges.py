@@ -233,13 +233,13 @@ def _best_scale(rows: list[dict], role: str) -> tuple[dict, dict]:
     """The row of the k at which a role's relation vectors are obeyed most, and of the control's own
     best k, so that both have had the same choice."""
     rows = [r for r in rows if r["token"] == role and r["metric"] == "loose"]
-    best = {}
+    best = []
     for vector in ("relation", "shuffled"):
-        best[vector] = max((r for r in rows if r["vector"] == vector), key=lambda r: r["mean"],
-                           default=None)
-        if best[vector] is None:
+        found = [r for r in rows if r["vector"] == vector]
+        if not found:
             raise KeyError(f"a row with token {role}, metric loose, vector {vector}")
-    return best["relation"], best["shuffled"]
+        best.append(max(found, key=lambda r: r["mean"]))
+    return best[0], best[1]
 
 
 def steered(arithmetic: dict) -> Evidence:
