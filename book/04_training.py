@@ -325,7 +325,7 @@ the run ends: {"; ".join(late) or "none"}.
 
 # %% [markdown]
 # Near pure noise there is no plateau to speak of: the word is learned soon, whatever the number of wordings, so each
-# wording is *not* found by itself; colours cost little, quadruples and the prediction next to nothing. One
+# wording is *not* found by itself; colours, quadruples and the prediction shift the moment a little. One
 # ingredient brings the plateau back and holds it for the whole run, in every seed: the mixture of noise levels that
 # diffusion is usually trained on. There the noisy picture already shows most of the plan. What is left for the caption to
 # explain is a small part of the loss, and the part that only word order explains is smaller still; its slope drowns in
