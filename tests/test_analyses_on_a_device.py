@@ -102,6 +102,7 @@ def patched(model):
     for straight in (False, True):
         yield patching.patch_paths(model, [TOLD], "relation", one, [(1, 0)], straight=straight,
                                    steps=1)
+    yield patching.clean_trace(model, [TOLD], steps=2, seed=1)[1][1]
     yield patching.prediction_effects(model, [TOLD], "relation", one, steps=2)
     yield patching.query_shares(model, [TOLD], "relation", [(0, 1)], (1, 0))
     found = attribution.attribute(model, [TOLD], "relation", steps=1)

@@ -16,11 +16,11 @@ from torch import Tensor
 from ..hooks.attach import hooked
 from ..hooks.core import Call, Reader
 from ..model.pipeline import Model
-from ..model.sampler import STEPS, initial_noise
+from ..model.sampler import STEPS
 from ..model.transformer import predict
 from ..text.counterparts import counterpart
 from .heads import head_name
-from .sweep import pictures
+from .patching import clean_trace
 
 POINTS = 4          # texts between the counterpart and the clean prompt
 
@@ -83,33 +83,26 @@ def attribute(model: Model, prompts: Sequence[str], factor: str, steps: int = ST
     device, dtype = next((p.device, p.dtype) for p in net.parameters())
     clean, other = text.embeddings.to(device, dtype).split(count)
     mask = text.mask[:count].to(device)
-    seeds = pictures(prompts, 1, seed)[1]
-    trace = [initial_noise(seeds)]
-    with torch.no_grad():
-        model.latents(list(prompts), seeds, steps=steps, batch=count,
-                      on_step=lambda i, x: trace.append(x.cpu()))
-    scheduler = type(model.scheduler).from_config(model.scheduler.config)
-    scheduler.set_timesteps(steps)
     moved = torch.zeros(count, len(components(model)))
     whole = torch.zeros(count)
     with _watched(model) as (session, outputs):
 
-        def run(i: int, latents: Tensor, embeddings: Tensor) -> Tensor:
+        def run(i: int, t: Tensor, latents: Tensor, embeddings: Tensor) -> Tensor:
             session.at(i, ("cond",))
-            times = scheduler.timesteps[i].expand(count).to(device)
-            return predict(net, latents, times, embeddings, mask)
-        for i, x in list(enumerate(trace[:-1]))[::every]:
+            return predict(net, latents, t.expand(count).to(device), embeddings, mask)
+        for i, x, t in clean_trace(model, prompts, steps, seed)[::every]:
             latents = x.to(device, dtype).requires_grad_()
             with torch.no_grad():
-                target = run(i, latents, clean)
+                target = run(i, t, latents, clean)
                 wanted = [*outputs(), clean]
-                whole += (run(i, latents, other) - target).square().flatten(1).sum(1).float().cpu()
+                change = run(i, t, latents, other) - target
+                whole += change.square().flatten(1).sum(1).float().cpu()
                 deltas = [w - o for w, o in zip(wanted, [*outputs(), other])]
             for k in range(points):
                 between = other + (k + 0.5) / points * (clean - other)
                 between = between.detach().requires_grad_()
                 with torch.enable_grad():
-                    distance = (run(i, latents, between) - target).square().sum()
+                    distance = (run(i, t, latents, between) - target).square().sum()
                     parts = [*outputs(), between]
                     grads = torch.autograd.grad(distance, parts)
                 moved -= torch.cat([_by_component(g * d) for g, d in zip(grads, deltas)],

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.captions import PHRASE_RELATION, all_captions, captions, parse
-from ..data.scenes import PHRASES_PER_RELATION, REVERSE, Scenes
+from ..data.scenes import FIRST_PHRASE, REVERSE, Scenes
 from ..text.batch import Encoder
 from ..text.roles import of_role
 from .intervals import mean_interval
@@ -49,8 +49,8 @@ def retellings(scenes: Scenes) -> dict[str, tuple[Scenes, str]]:
     takes the third shape. colour dropped: object 1's colour word is left out, so that what follows
     moves up one place. objects swapped: object 2 is told first.
     """
-    first = PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION
-    opposite = first[REVERSE[scenes.relation]] + scenes.phrase - first[scenes.relation]
+    wording = scenes.phrase - FIRST_PHRASE[scenes.relation]
+    opposite = FIRST_PHRASE[REVERSE[scenes.relation]] + wording
     third = torch.stack([3 - scenes.shape.sum(1), scenes.shape[:, 1]], 1)                   # [B, 2]
     unsaid = scenes.named & torch.tensor([False, True])
     swapped = {name: getattr(scenes, name).flip(1) for name in ("shape", "color", "named")}

@@ -19,7 +19,7 @@ from ..hooks.attach import hooked
 from ..hooks.core import Call, Heads, Hook, Reader
 from ..hooks.edits import Patch, PathPatch
 from ..model.pipeline import Model
-from ..model.sampler import STEPS, initial_noise
+from ..model.sampler import STEPS, initial_noise, ready_scheduler
 from ..model.transformer import predict
 from ..text.counterparts import counterpart
 from .heads import Head, head_masks, heads_of, named_heads
@@ -110,6 +110,19 @@ def patch_paths(model: Model, prompts: Sequence[str], factor: str, senders: Mapp
 
 
 @torch.no_grad()
+def clean_trace(model: Model, prompts: Sequence[str], steps: int, seed: int
+                ) -> list[tuple[int, Tensor, Tensor]]:
+    """Each step of the clean runs, one picture a prompt: its number, the latents [B, 4, 16, 16]
+    that it starts from, on the CPU, and its time."""
+    seeds = pictures(prompts, 1, seed)[1]
+    latents = [initial_noise(seeds)]
+    model.latents(list(prompts), seeds, steps=steps, batch=len(prompts),
+                  on_step=lambda i, x: latents.append(x.cpu()))
+    times = ready_scheduler(model.scheduler, steps).timesteps
+    return list(zip(range(len(times)), latents, times))
+
+
+@torch.no_grad()
 def prediction_effects(model: Model, prompts: Sequence[str], factor: str,
                        sets: Mapping[str, Heads], direction: str = "denoising",
                        stage: str = "output", steps: int = STEPS, every: int = 1, seed: int = 1,
@@ -135,12 +148,7 @@ def prediction_effects(model: Model, prompts: Sequence[str], factor: str,
              for i in range(len(prompts))]               # clean, counterpart, patched ...
     source = torch.cat([parts[0][1], *(s[2:] for _, s in parts[1:])])
     where = head_masks(model, [(), (), *[*sets.values()] * len(ways)])
-    seeds = pictures(prompts, 1, seed)[1]
-    trace: list[Tensor] = [initial_noise(seeds)]
-    model.latents(list(prompts), seeds, steps=steps, batch=len(prompts),
-                  on_step=lambda i, x: trace.append(x.cpu()))
-    scheduler, net = type(model.scheduler).from_config(model.scheduler.config), model.transformer
-    scheduler.set_timesteps(steps)
+    trace, net = clean_trace(model, prompts, steps, seed)[::every], model.transformer
     unique = sorted({p for row in texts for p in row})
     text = model.encoder.encode(unique)
     device, dtype = next((p.device, p.dtype) for p in net.parameters())
@@ -153,7 +161,7 @@ def prediction_effects(model: Model, prompts: Sequence[str], factor: str,
         embeddings, mask = text.embeddings[rows].to(device, dtype), text.mask[rows].to(device)
         hook = Patch(_sources(source, count), spread(where, count), stage, branch="cond")
         with hooked(net, hook) as session:
-            for i, (x, t) in list(enumerate(zip(trace, scheduler.timesteps)))[::every]:
+            for i, x, t in trace:
                 session.at(i, ("cond",))
                 latents = x[here].repeat_interleave(len(source), 0).to(device, dtype)
                 times = t.expand(len(rows)).to(device)
@@ -201,11 +209,10 @@ def query_shares(model: Model, prompts: Sequence[str], factor: str, senders: Hea
         "all paths": [Patch(sources, where, branch="cond")],
         "straight": [PathPatch(h, [receiver], sources, patched, branch="cond") for h in senders]}
     noise = initial_noise([s for s in pictures(prompts, 1, seed)[1] for _ in range(3)])
-    scheduler = type(model.scheduler).from_config(model.scheduler.config)
-    scheduler.set_timesteps(STEPS)
     text, net = model.encoder.encode(texts), model.transformer
     device, dtype = next((p.device, p.dtype) for p in net.parameters())
-    times = scheduler.timesteps[0].expand(len(texts)).to(device)
+    first = ready_scheduler(model.scheduler, STEPS).timesteps[0]
+    times = first.expand(len(texts)).to(device)
     out = {}
     for way, hooks in ways.items():
         reader = _Query(receiver)

@@ -63,14 +63,9 @@ def _sure(row: dict) -> dict:
     return {**row, "low": low, "high": high}
 
 
-def _range(row: dict) -> str:
+def _range(row: dict, digits: int = 2) -> str:
     """The interval of a row in words; nothing if it has none."""
-    return f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else ""
-
-
-def _spread(row: dict) -> str:
-    """The same to three digits, for scores."""
-    return f" [{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else ""
+    return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else ""
 
 
 def _mean(row: dict) -> str:
@@ -80,7 +75,7 @@ def _mean(row: dict) -> str:
 def loose_score(scores: dict) -> str:
     """The sentence of C1 and C4."""
     loose = scores["loose"]
-    return (f"loose relation {loose['mean']:.3f}{_spread(loose)}, "
+    return (f"loose relation {loose['mean']:.3f}{_range(loose, 3)}, "
             f"{loose['of_ceiling']:.0%} of the ceiling {loose['ceiling']:.3f}")
 
 
@@ -96,8 +91,9 @@ def bag_of_words(scores: dict) -> Evidence:
     binding, loose = scores["unique_binding"], scores["loose"]
     half = abs(binding["of_ceiling"] - 0.5) <= 0.1
     quarter = abs(loose["of_ceiling"] - 0.25) <= 0.05
-    said = (f"binding {binding['mean']:.3f}{_spread(binding)}, "
-            f"relation {loose['mean']:.3f}{_spread(loose)} of a ceiling of {loose['ceiling']:.2f}")
+    said = (f"binding {binding['mean']:.3f}{_range(binding, 3)}, "
+            f"relation {loose['mean']:.3f}{_range(loose, 3)} "
+            f"of a ceiling of {loose['ceiling']:.2f}")
     return judged(half and quarter, said)
 
 

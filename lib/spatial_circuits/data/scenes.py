@@ -27,6 +27,7 @@ OFFSETS = torch.tensor([(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (1, -1), (-1
 REVERSE = torch.tensor([1, 0, 3, 2, 7, 6, 5, 4])  # the relation of (2, 1) where (1, 2) has this
 UPPER_FIRST = torch.tensor([0, 2, 4, 5])  # relations whose object 1 is the upper or, if level, left
 PHRASES_PER_RELATION = torch.tensor([3, 3, 2, 2, 3, 3, 3, 3])  # in the order of captions.PHRASES
+FIRST_PHRASE = PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION  # of each relation
 SIZE, RADIUS, ALIGN = 128, 16, 5  # px; ALIGN is the authors' inclusive threshold for "aligned"
 GRID = 8  # image tokens a side, each of SIZE / GRID px
 GAP, JITTER = 36, 2               # px; preset clean
@@ -76,7 +77,7 @@ def swapped(scenes: Scenes, where: Tensor) -> Scenes:
     The phrase keeps its place among its relation's phrases. Only for scenes without overlap, whose
     picture has no order.
     """
-    first = (PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION).to(where.device)
+    first = FIRST_PHRASE.to(where.device)
     reverse = REVERSE.to(where.device)[scenes.relation]
     phrase = scenes.phrase - first[scenes.relation] + first[reverse]
 
@@ -128,7 +129,7 @@ def sample_scenes(index: Tensor, seed: int = 0, preset: str = "clean", *,
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
     u = uniform(seed, index, 12)    # [B, 12]
-    first_phrase = (PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION).to(index.device)
+    first_phrase = FIRST_PHRASE.to(index.device)
     if phrase is not None:
         relation = torch.searchsorted(first_phrase, phrase, right=True) - 1
     if shape is None:

@@ -57,6 +57,13 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return min(1.0, (step + 1) / max(1, recipe.warmup)) * fall
 
 
+def set_rates(optimizers_: list, step: int, recipe: Recipe) -> None:
+    """The step's learning rates, for the optimizers as `optimizers` gives them."""
+    peaks = [recipe.lr, recipe.muon_lr][:len(optimizers_)]
+    for optimizer, peak in zip(optimizers_, peaks, strict=True):
+        optimizer.param_groups[0]["lr"] = peak * learning_rate(step, recipe)
+
+
 def batch_loss(model: torch.nn.Module, noise: Noise, x0: Tensor, eps: Tensor, t: Tensor,
                text: Tensor, mask: Tensor) -> Tensor:
     """Mean loss of a batch, as `Batches.batch` gives it."""
@@ -170,7 +177,6 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
     if main:
         write_run(folder, recipe, record)
         log = Log(folder / "log.jsonl", first)
-    peaks = [recipe.lr, recipe.muon_lr][:len(opts)]
     losses: list[Tensor] = []
     bar = tqdm(total=recipe.steps, initial=first, unit="step", desc="training",
                disable=not progress)
@@ -179,8 +185,7 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
         for step in range(first, last):
             loss = batch_loss(forward, recipe.noise, *batch(step))
             accelerator.backward(loss)
-            for optimizer, peak in zip(opts, peaks, strict=True):
-                optimizer.param_groups[0]["lr"] = peak * learning_rate(step, recipe)
+            set_rates(opts, step, recipe)
             losses.append(loss.detach())
             done = step + 1
             saving = done % checkpoint_every == 0 or done == last

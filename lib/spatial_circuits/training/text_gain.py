@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.captions import captions
 from ..data.render import render
-from ..data.scenes import PHRASES_PER_RELATION, REVERSE, Scenes, sample_scenes
+from ..data.scenes import FIRST_PHRASE, REVERSE, Scenes, sample_scenes
 from ..model.noise import Noise
 from ..model.transformer import predict
 from ..model.vae import VAE
@@ -25,12 +25,11 @@ _TURNED = torch.tensor([2, 3, 0, 1, 5, 4, 7, 6])
 def wrong(scenes: Scenes) -> dict[str, Scenes]:
     """The same scenes as told wrongly: the third shape, colours swapped, the axis of the relation
     turned, the relation reversed."""
-    first = PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION
     third = torch.stack([scenes.shape[:, 0], 3 - scenes.shape.sum(1)], 1)
     return {"shape": scenes.replace(shape=third),
             "binding": scenes.replace(color=scenes.color.flip(1)),
-            "axis": scenes.replace(phrase=first[_TURNED[scenes.relation]]),
-            "order": scenes.replace(phrase=first[REVERSE[scenes.relation]])}
+            "axis": scenes.replace(phrase=FIRST_PHRASE[_TURNED[scenes.relation]]),
+            "order": scenes.replace(phrase=FIRST_PHRASE[REVERSE[scenes.relation]])}
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..data.captions import caption_index
 from ..data.scenes import (
+    FIRST_PHRASE,
     GRID,
     PHRASES_PER_RELATION,
     SHAPES,
@@ -28,7 +29,7 @@ from ..model.noise import Noise
 from ..model.transformer import build_transformer, predict
 from ..text.batch import Encoder
 from .batches import encode_captions
-from .loop import batch_loss, learning_rate, optimizers, update
+from .loop import batch_loss, optimizers, set_rates, update
 from .recipe import Recipe, check_counts
 from .text_gain import wrong
 
@@ -71,9 +72,9 @@ def toy_scenes(toy: Toy, index: Tensor, seed: int) -> Scenes:
     """Scenes [B] as the toy tells them; with quadruples, four of each number in place of one."""
     named = torch.full((len(index), 2), toy.colours)
     scenes = sample_scenes(index, seed, named=named)
-    first = (PHRASES_PER_RELATION.cumsum(0) - PHRASES_PER_RELATION)[scenes.relation]
     kinds = PHRASES_PER_RELATION[scenes.relation].clamp(max=toy.wordings)
-    scenes = scenes.replace(phrase=first + (uniform(seed + 2, index, 1)[:, 0] * kinds).long())
+    wording = (uniform(seed + 2, index, 1)[:, 0] * kinds).long()
+    scenes = scenes.replace(phrase=FIRST_PHRASE[scenes.relation] + wording)
     if not toy.quadruples:
         return scenes
     everywhere = torch.ones(len(index), dtype=torch.bool)
@@ -133,8 +134,7 @@ def train_toy(toy: Toy, encoder: Encoder, steps: int = 800, batch: int = 128, se
                           eps.repeat(copies, 1, 1, 1), toy.noise.times(u).repeat(copies),
                           *told(scenes))
         loss.backward()
-        for optimizer, peak in zip(opts, (recipe.lr, recipe.muon_lr), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate(step, recipe)
+        set_rates(opts, step, recipe)
         update(opts, list(net.parameters()), recipe.clip)
         if (step + 1) % every == 0 or step + 1 == steps:
             rows.append({"images": (step + 1) * batch, **toy_gain(net, toy, told)})
