@@ -503,3 +503,23 @@ def test_kernels_have_settings_of_their_own(tmp_path, monkeypatch):
         assert list(Path(env["MPLCONFIGDIR"]).glob("fontlist-*.json")) and "MATPLOTLIBRC" not in env
         assert (cache in Path(env["MPLCONFIGDIR"]).parents) == cache.is_dir()
         monkeypatch.undo()
+
+
+def test_records_no_cell_uses_are_dropped_and_only_a_refresh_may_write_them(tmp_path, monkeypatch):
+    book = make(tmp_path, first="""# %%
+import os
+from pathlib import Path
+from spatial_circuits.book.execute import WRITE
+print(os.environ.get(WRITE))
+Path("records/first").mkdir(parents=True, exist_ok=True)
+Path("records/first/used.json").touch()
+""")
+    monkeypatch.setenv(execute.WRITE, "1")
+    old = book / "records" / "first" / "old.json"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    os.utime(old, (1, 1))
+    said = [printed(run_book(book, **how)[0]) for how in ({}, {"in_place": True})]
+    assert said == ["None\n", "1\n"]
+    assert [p.name for p in old.parent.iterdir()] == ["used.json"]
+    assert not list((book.parent / "_build").rglob("records"))

@@ -11,16 +11,20 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+WRITE = "SPATIAL_CIRCUITS_WRITE_RECORDS"    # set where the book's own outputs are refreshed
 PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def start(notebook: Path, partial: Path, values: dict, cwd: Path, jobs: int) -> subprocess.Popen:
-    """Execute `notebook` in the folder `cwd`, cell by cell into `partial`; its log is beside it."""
+def start(notebook: Path, partial: Path, values: dict, cwd: Path, jobs: int,
+          keep: bool = False) -> subprocess.Popen:
+    """Execute `notebook` in the folder `cwd`, cell by cell into `partial`; its log is beside it.
+    keep: what `Records` compute goes into the book."""
     given = notebook.with_suffix(".json")
     given.write_text(json.dumps(values), encoding="utf-8")
     command = [sys.executable, "-m", __name__, *map(str, (notebook, partial, given, cwd))]
+    env = environment(jobs) | ({WRITE: "1"} if keep else {})
     with notebook.with_suffix(".log").open("w") as log:
-        return subprocess.Popen([*command, str(os.getpid())], env=environment(jobs), stdout=log,
+        return subprocess.Popen([*command, str(os.getpid())], env=env, stdout=log,
                                 stderr=log, start_new_session=True)
 
 
@@ -45,13 +49,21 @@ def stop(processes: list[subprocess.Popen], seconds: float = 10) -> None:
 def environment(jobs: int = 1) -> dict[str, str]:
     """Environment of a notebook's process: this interpreter's kernel, inline figures, its share of
     the cores, and nothing of the reader's settings for matplotlib and IPython."""
-    foreign = ("JUPYTER_PATH", "MPLBACKEND", "MATPLOTLIBRC")
+    foreign = ("JUPYTER_PATH", "MPLBACKEND", "MATPLOTLIBRC", WRITE)
     env = {key: value for key, value in os.environ.items() if key not in foreign}
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     own = settings_folder()
     return env | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1",
                   "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                   "MPLCONFIGDIR": str(own / "matplotlib"), "IPYTHONDIR": str(own / "ipython")}
+
+
+def drop_unused(chapter: Path, since: float) -> None:
+    """Remove the records of a chapter's folder that no run has used since that time (seconds)."""
+    for file in chapter.glob("*.json"):
+        if file.stat().st_mtime < since:
+            file.unlink()
+            file.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 @lru_cache

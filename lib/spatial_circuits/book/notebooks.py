@@ -24,6 +24,7 @@ WIDGETS = "application/vnd.jupyter.widget-state+json"
 WIDGET_ID = re.compile(r"[0-9a-f]{32}")
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")
 PROGRESS = re.compile(r"\r?[^\r\n]*(?:\d%\||\d+it \[)[^\r\n]*\n?")  # a tqdm bar, with timings
+ANSI = re.compile(r"\x1b\[[\d;]*m")
 UNRUN = "not-run"  # tag of the cell that says so
 
 
@@ -198,3 +199,15 @@ def _number_widgets(nb: NotebookNode) -> NotebookNode:
         nb.metadata["widgets"] = {WIDGETS: {**widgets, "state": shown}}
     text = WIDGET_ID.sub(lambda match: order.get(match[0], match[0]), json.dumps(nb))
     return nbformat.from_dict(json.loads(text))
+
+
+def failure_report(notebook: Path, partial: Path) -> str:
+    """What failed in a run of `notebook`: cell and traceback, or the end of the log beside it."""
+    failed = failed_cell(load_notebook(partial)) if partial.exists() else None
+    if failed is None:  # the kernel died, or papermill could not start it
+        log = notebook.with_suffix(".log").read_text(errors="replace")
+        return f"notebook {notebook.stem} stopped:\n{log[-3000:]}"
+    cell, error = failed
+    traceback = ANSI.sub("", "\n".join(error.traceback))
+    return (f"notebook {notebook.stem} failed in this cell:\n\n{cell.source}\n\n{traceback}\n\n"
+            f"Kept: {partial}")

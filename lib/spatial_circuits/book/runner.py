@@ -14,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from .execute import start, stop
+from .execute import drop_unused, start, stop
 from .notebooks import (
     current,
     difference,
     edited,
-    failed_cell,
+    failure_report,
     load_notebook,
     mark_unrun,
     normalise,
@@ -34,7 +34,7 @@ from .progress import Progress, read_durations
 TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,),
                                       "bool": (bool,)}
 CHOICES = re.compile(r"[\w.-]+(?: \| [\w.-]+)+")
-ANSI = re.compile(r"\x1b\[[\d;]*m")
+RECORDS = "records"  # folder of the chapters' slow results, beside the twins
 DURATIONS = "durations.json"  # in _build by what ran here; beside the twins by `--in-place`
 
 
@@ -199,7 +199,7 @@ def run_book(book_dir: Path | str, out_dir: Path | str | None = None,
         size = str(parameters.get("scale", "full"))
         progress = Progress(chosen, read_durations(*files).get(size, {}), jobs)
         try:
-            _run(notebooks, values, target, book_dir, progress)
+            _run(notebooks, values, target, book_dir, progress, in_place)
         finally:
             progress.close(files[0] if in_place else files[1], size)
     return [target / f"{name}.ipynb" for name in chosen]
@@ -228,7 +228,7 @@ def _prepare(book_dir: Path, target: Path, out: Path, parameters: dict, chosen: 
     """The book's configuration and other files; and the pages not to be run, which say so."""
     target.mkdir(parents=True, exist_ok=True)
     (out / ".run-book").touch()
-    skip = ["*.py", "*.toml", "*.ipynb", ".*", "_build", "__pycache__", DURATIONS]
+    skip = ["*.py", "*.toml", "*.ipynb", ".*", "_build", "__pycache__", DURATIONS, RECORDS]
     shutil.copytree(book_dir, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*skip))
     for file in root(book_dir).glob("_*.yml"):
         shutil.copy(file, out)
@@ -247,8 +247,10 @@ def _prepare(book_dir: Path, target: Path, out: Path, parameters: dict, chosen: 
 
 
 def _run(notebooks: dict[str, Path], values: dict[str, dict], target: Path, cwd: Path,
-         progress: Progress) -> None:
-    """Start a notebook once those it needs are done and a slot is free; stop all at a failure."""
+         progress: Progress, keep: bool) -> None:
+    """Start a notebook once those it needs are done and a slot is free; stop all at a failure.
+    keep: as of `execute.start`; records that no cell used are then dropped."""
+    began = time.time()
     needs = {name: set(load_notebook(path).metadata.get("spatial_circuits", {}).get("needs", []))
              & set(notebooks) for name, path in notebooks.items()}
     waiting = sorted(notebooks, key=progress.expected.__getitem__, reverse=True)
@@ -263,11 +265,13 @@ def _run(notebooks: dict[str, Path], values: dict[str, dict], target: Path, cwd:
                 waiting.remove(name)
                 partials[name].unlink(missing_ok=True)
                 running[name] = start(notebooks[name], partials[name], values[name], cwd,
-                                      progress.jobs)
+                                      progress.jobs, keep)
                 progress.start(name)
             for name in [n for n, process in running.items() if process.poll() is not None]:
                 _finish(notebooks[name], values[name], partials[name], running.pop(name).returncode)
                 progress.finish(name)
+                if keep:
+                    drop_unused(cwd / RECORDS / name, began)
             progress.show()
             time.sleep(0.1)
     finally:
@@ -279,20 +283,9 @@ def _run(notebooks: dict[str, Path], values: dict[str, dict], target: Path, cwd:
 def _finish(notebook: Path, values: dict, partial: Path, code: int) -> None:
     """Turn the partial output into the notebook, or raise NotebookError."""
     if code:
-        raise NotebookError(_failure(notebook, partial))
+        raise NotebookError(failure_report(notebook, partial))
     nb = load_notebook(partial)
     nb.metadata["spatial_circuits_run"] = {"source_sha256": source_hash(nb), "parameters": values}
     nb = number_figures(normalise(nb), notebook.stem)
     save_notebook(nb, partial.with_name(f"{notebook.stem}.ipynb"))
     partial.unlink()
-
-
-def _failure(notebook: Path, partial: Path) -> str:
-    failed = failed_cell(load_notebook(partial)) if partial.exists() else None
-    if failed is None:  # the kernel died, or papermill could not start it
-        log = notebook.with_suffix(".log").read_text(errors="replace")
-        return f"notebook {notebook.stem} stopped:\n{log[-3000:]}"
-    cell, error = failed
-    traceback = ANSI.sub("", "\n".join(error.traceback))
-    return (f"notebook {notebook.stem} failed in this cell:\n\n{cell.source}\n\n{traceback}\n\n"
-            f"Kept: {partial}")

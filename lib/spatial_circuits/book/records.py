@@ -1,0 +1,182 @@
+"""Records: a chapter's slow calls, kept under a hash of model, code and arguments, and re-run in
+part beside the record.
+
+A call whose hash is known is read, from the chapter's folder in the book or from the user's cache;
+any other is computed and put into the cache. So a page shows the same numbers on every machine, and
+those of another model, parameter or code are never shown in their place. With `live=k` a call that
+was read is run again for its first k prompts: `checked` sets both numbers side by side.
+"""
+import hashlib
+import inspect
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..data.metrics import DISTANCES, METRICS
+from ..model.pipeline import Model
+from ..text.identity import tensors_hash
+from ..training.scene_cache import cache_folder
+from .execute import WRITE
+from .frozen import load_frozen, save_frozen
+from .sources import code_hash, qualified_name
+
+_NUMBERS = (*METRICS, *DISTANCES)
+
+
+class Records:
+    """The slow calls of one chapter.
+
+    `records(function, *args, live=0, **kwargs)` is `function(*args, **kwargs)`. What it returns may
+    be an argument of a later call, which then hangs on how it came about, not on its last digits.
+    folder: where the book keeps records, a folder for each chapter.
+    """
+
+    def __init__(self, chapter: str, folder: str | Path = "records"):
+        self.kept = Path(folder) / chapter
+        self.cache = cache_folder() / "results"
+        self.write = bool(os.environ.get(WRITE))
+        self.rows: list[dict] = []
+        self._known: dict[int, tuple[Any, str]] = {}     # results, held so that no id comes twice
+
+    def __call__(self, function: Callable, *args, live: int = 0, **kwargs) -> Any:
+        """The result of the call, read or computed. Raises what the function raises, and ValueError
+        for a function without a name or an argument that has no hash."""
+        key = self.key(function, args, kwargs)
+        path = next((p for p in (self.kept / key, self.cache / key)
+                     if p.with_suffix(".json").exists()), None)
+        if path is None:
+            value, about = self._compute(function, args, kwargs, self.cache / key)
+        else:
+            value, about = load_frozen(path)
+        if self.write and path != self.kept / key:
+            save_frozen(self.kept / key, value, about)
+        elif self.write:
+            self.kept.joinpath(f"{key}.json").touch()
+        self._remember(value, key)
+        row = {"call": function.__name__, "seconds": about["seconds"], "on": about["machine"],
+               "read": path is not None}
+        if live and path is not None:
+            row |= self._again(function, args, kwargs, value, live)
+        self.rows.append(row)
+        return value
+
+    def key(self, function: Callable, args: tuple, kwargs: dict) -> str:
+        """Hash of the call: 32 hexadecimal digits."""
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        said = [qualified_name(function), code_hash(function), self._said(bound.arguments)]
+        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+
+    def _compute(self, function, args, kwargs, path: Path) -> tuple[Any, dict]:
+        began = time.perf_counter()
+        value = function(*args, **kwargs)
+        about = {"call": qualified_name(function), "machine": machine(),
+                 "seconds": round(time.perf_counter() - began, 1)}
+        save_frozen(path, value, about)
+        return load_frozen(path)[0], about               # as a reader will get it
+
+    def _remember(self, value: Any, key: str) -> None:
+        self._known[id(value)] = (value, key)
+        parts = value if isinstance(value, (tuple, list)) else ()
+        if isinstance(value, dict):
+            parts = tuple(value.values())
+        for number, part in enumerate(parts):
+            if isinstance(part, (Tensor, pd.DataFrame, pd.Series, np.ndarray)):
+                self._known[id(part)] = (part, f"{key}.{number}")
+
+    def _said(self, value: Any) -> Any:
+        """What stands for an argument in the hash."""
+        if id(value) in self._known:
+            return "result", self._known[id(value)][1]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (list, tuple, range)):
+            return [self._said(x) for x in value]
+        if isinstance(value, dict):
+            return "dict", [[self._said(k), self._said(v)] for k, v in value.items()]
+        if isinstance(value, Tensor):
+            return "tensor", tensors_hash({"x": value})
+        if isinstance(value, np.ndarray):
+            return "array", str(value.dtype), self._said(value.tolist())
+        if isinstance(value, (pd.DataFrame, pd.Series)):
+            return "frame", value.to_json(orient="split", double_precision=6)
+        if isinstance(value, Model):
+            return "model", model_hash(value)
+        if inspect.isroutine(value):
+            return "function", qualified_name(value), code_hash(value)
+        raise ValueError(f"an argument of type {type(value).__name__} has no hash; give numbers, "
+                         "texts, frames, tensors, models or containers of these")
+
+    def _again(self, function, args, kwargs, value: Any, live: int) -> dict:
+        """Run the call again for the first `live` prompts and compare."""
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        if "prompts" not in bound.arguments:
+            raise ValueError(f"{function.__name__} takes no prompts; leave out live")
+        whole = len(bound.arguments["prompts"])
+        for name, given in bound.arguments.items():
+            if isinstance(given, (list, tuple)) and len(given) == whole:
+                bound.arguments[name] = given[:live]
+        began = time.perf_counter()
+        again = function(*bound.args, **bound.kwargs)
+        spent = {"seconds now": round(time.perf_counter() - began, 1)}
+        if isinstance(again, Tensor):
+            return {**compare_tensors(value[:len(again)], again), **spent}
+        return {**compare_frames(value, again), **spent}
+
+    def checked(self) -> pd.DataFrame:
+        """A row for each slow call: where and in what time it was made, and what the part that was
+        run again says: pictures, loose then and now, and the share of equal verdicts."""
+        columns = ["call", "on", "seconds", "read", "pictures again", "loose then", "loose now",
+                   "same verdict", "largest difference", "seconds now"]
+        table = pd.DataFrame(self.rows)
+        table = table.reindex(columns=[c for c in columns if c in table])
+        return table.drop_duplicates().reset_index(drop=True)
+
+
+def compare_frames(then: pd.DataFrame, now: pd.DataFrame) -> dict:
+    """Verdicts of pictures in both frames of `metrics.score`: how many, loose, and how many of all
+    metrics' verdicts are equal. Rows belong together by what is neither verdict nor distance."""
+    keys = [c for c in now if c not in _NUMBERS and now[c].map(np.isscalar).all()]
+    metrics = [m for m in METRICS if m in now]
+    both = then[[*keys, *metrics]].merge(now[[*keys, *metrics]], on=keys, suffixes=("", "_now"))
+    same = np.mean([(both[m] == both[f"{m}_now"]).mean() for m in metrics])
+    return {"pictures again": len(both), "loose then": float(both["loose"].mean()),
+            "loose now": float(both["loose_now"].mean()), "same verdict": float(same)}
+
+
+def compare_tensors(then: Tensor, now: Tensor) -> dict:
+    """Pictures and the largest difference, in standard deviations of what was recorded."""
+    gap = (then.float() - now.float().cpu()).abs().max() / then.float().std()
+    return {"pictures again": len(now), "largest difference": float(gap)}
+
+
+def machine() -> str:
+    """The kind of machine in words: its processor's kind and what it multiplies fast."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    units = "bf16 units" if amx else "no bf16 units"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {units}"
+
+
+def model_hash(model: Model) -> str:
+    """What a model's pictures hang on, its precision aside: by the manifest of its folder, else by
+    its weights."""
+    parts = model.folder / "manifest.json" if model.folder else None
+    if parts is None or not parts.exists():
+        return tensors_hash(dict(model.transformer.state_dict()))
+    listed = json.loads(parts.read_text())
+    used = {k: v for k, v in listed.items()
+            if k.startswith(("transformer/", "scheduler/", "vae/")) or k == "text.json"}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
