@@ -16,18 +16,21 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from spatial_circuits.analyses.evaluation import report
+from spatial_circuits.analyses.evaluation import report, vae_ceiling
 from spatial_circuits.analyses.intervals import summarise
 from spatial_circuits.book.data_figures import distances
 from spatial_circuits.book.figures import Captioned, grid, intervals
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.detect import detect
 from spatial_circuits.data.metrics import METRICS, ceiling, chance, prompt_set, score
 from spatial_circuits.data.render import Scene, render
 from spatial_circuits.data.scenes import ALIGN, RELATIONS, sample_scenes
+from spatial_circuits.model.pipeline import Model
 from spatial_circuits.model.sampler import GUIDANCE, STEPS
 from spatial_circuits.model.store import load
 
 net = load(model)
+records = Records("05_evaluation")
 full = scale == "full"
 prompts = prompt_set("264") if full else prompt_set("264")[:12]
 per_prompt = 4 if full else 1
@@ -77,9 +80,8 @@ Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]),
 # bootstraps over prompts, as images of one prompt are not independent.
 
 # %%
-truth = ceiling(prompts, per_prompt, seed)
-round_trip = ceiling(prompts, 1, seed,
-                     decode=lambda images: net.vae.decode(net.vae.encode(images)))
+truth = records(ceiling, prompts, per_prompt, seed, live=8)
+round_trip = records(vae_ceiling, net, prompts, 1, seed, live=8)
 ignorant = chance(prompts, per_prompt, seed)
 bounds = {"ceiling": summarise(truth), "ceiling after the VAE": summarise(round_trip),
           **{name.replace("_", " "): summarise(part)
@@ -112,16 +114,17 @@ sampling error; a model above that reads word order.
 #
 # Every prompt is sampled with several seeds, in the same way and with the same seeds as by the command
 # `spatial-circuits evaluate`, whose seed is this notebook's plus one. The pictures are made once; all that
-# follows scores and sorts them. (About a minute on two cores.)
+# follows scores and sorts them.
 
 # %%
 told = [prompt for prompt in prompts for _ in range(per_prompt)]
 seeds = [(seed + 1) * 1_000_000 + i for i in range(len(told))]
-images = net.images(told, seeds, progress=True)  # uint8 [N, 3, 128, 128]
+latents = records(Model.latents, net, told, seeds, live=16)
+images = net.vae.decode(latents)  # uint8 [N, 3, 128, 128]
 results = score(images, told)
 
 # %%
-summary = pd.DataFrame(report(results)).T
+summary = pd.DataFrame(records(report, results)).T
 shown = summary.loc[list(METRICS)].rename(columns={"of_ceiling": "share of ceiling"})
 shown.rename(index=lambda m: m.replace("_", " ")).astype(float).round(3)
 
@@ -263,9 +266,10 @@ loose as well, most often because '{common.idxmax()}' ({common.max()} pictures),
 # %%
 modes = {"model, clean": results, "model, paper": score(images, told, "paper"),
          "true scenes, clean": truth,
-         "true scenes, paper": ceiling(prompts, per_prompt, seed, mode="paper"),
-         "authors' scenes, paper": ceiling(prompts, per_prompt, seed, preset="paper",
-                                           mode="paper")}
+         "true scenes, paper": records(ceiling, prompts, per_prompt, seed,
+                                       mode="paper"),
+         "authors' scenes, paper": records(ceiling, prompts, per_prompt, seed,
+                                           preset="paper", mode="paper")}
 pd.DataFrame({name: summarise(frame)["mean"]
               for name, frame in modes.items()}).loc[list(METRICS)].round(3)
 
@@ -303,8 +307,9 @@ tries = (((1.0, 14), (2.0, 14), (4.5, 14), (7.0, 14), (4.5, 6), (4.5, 30)) if fu
 some = prompts[:44] if full else prompts[:3]
 tried = {}
 for w, n in tries:
-    pictures = net.images(some, list(range(len(some))), guidance=w, steps=n)
-    tried[f"w = {w}, {n} steps"] = summarise(score(pictures, some))
+    found = records(Model.latents, net, some, list(range(len(some))), guidance=w,
+                    steps=n)
+    tried[f"w = {w}, {n} steps"] = summarise(score(net.vae.decode(found), some))
 by_metric = {metric: pd.DataFrame({name: table.loc[metric]
                                    for name, table in tried.items()}).T
              for metric in ("color", "unique_binding", "loose", "strict")}
@@ -319,6 +324,16 @@ The book samples with w = {GUIDANCE} and {STEPS} steps. Loose lies between
 {by_setting.min():.2f} ({by_setting.idxmin()}) and {by_setting.max():.2f} among these
 settings. Intervals this wide tell a broken setting from a working one, and no more.
 """)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -40,6 +40,7 @@ from spatial_circuits.analyses.patching import (
 from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.book.figures import Captioned, intervals
 from spatial_circuits.book.head_figures import head_grid, heat_tables
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
 from spatial_circuits.model.sampler import STEPS
@@ -48,6 +49,7 @@ from spatial_circuits.text.counterparts import PROMPT_FACTORS, colourless, count
 
 net = load(model)
 quick = net.fast()  # bf16 where that is faster
+records = Records("09_ablation")
 full = scale == "full"
 steps = STEPS if full else 8
 everything = prompt_set("264")  # each run of 22 holds every phrase
@@ -87,8 +89,8 @@ def on_grid(column: pd.Series) -> torch.Tensor:
 # $$\frac{\langle q_{z_h \leftarrow z_h'} - q,\ q' - q \rangle}{\lVert q' - q \rVert^2} \ge 0.1 .$$
 
 # %%
-relation, reader, scores = heads_by_attention(
-    quick, prompts[:22], seed=seed, steps=steps)
+relation, reader, scores = records(
+    heads_by_attention, quick, prompts[:22], seed=seed, steps=steps)
 marked = {"relation": relation, "object": [reader]}
 named = {"relation": "relation score", "object": "object score",
          "turns": "share of the object head's query"}
@@ -128,11 +130,12 @@ Relation heads: {listed(relation)}; object head: {head_name(*reader)}.
 
 # %%
 balanced = everything if full else everything[:12]
-mean = mean_outputs(quick, balanced, steps=steps)  # [steps, 2, L, H, N, d]
+mean = records(mean_outputs, quick, balanced, steps=steps)  # [steps, 2, L, H, N, d]
 single = {head_name(*h): [h]
           for h in (heads_of(quick) if full else [*relation, reader])}
-frames = {"mean": ablate(quick, prompts, single, seed=seed, mean=mean, steps=steps),
-          "zero": ablate(quick, prompts[:22], single, seed=seed, steps=steps)}
+frames = {"mean": records(ablate, quick, prompts, single, seed=seed, mean=mean,
+                          steps=steps, live=1),
+          "zero": records(ablate, quick, prompts[:22], single, seed=seed, steps=steps)}
 found = {kind: effects(frame) for kind, frame in frames.items()}
 
 # %%
@@ -204,8 +207,8 @@ hundredths.
 # %%
 where = {head_name(*h): h for h in heads_of(quick)}
 candidates = [where[n] for n in scores.index[:6 if full else 3]]
-rounds = greedy_ablation(quick, choosing, mean, candidates, rounds=4 if full else 2,
-                         seed=seed + 1, steps=steps)
+rounds = records(greedy_ablation, quick, choosing, mean, candidates,
+                 rounds=4 if full else 2, seed=seed + 1, steps=steps)
 gone = list(rounds["head"])
 rounds.drop(columns="head").round(3)
 
@@ -219,7 +222,8 @@ for k in range(4 if full else 1):
     drawn_heads = rng.permutation(len(pool))[:len(gone)]
     sets[f"random {len(gone)} ({k + 1})"] = [pool[i] for i in drawn_heads]
 many = everything[:88] if full else prompts
-together = ablate(quick, many, sets, seed=seed, mean=mean, steps=steps)
+together = records(ablate, quick, many, sets, seed=seed, mean=mean, steps=steps,
+                   live=2)
 joint = effects(together)
 rows = {m: joint.xs(m, level="metric") for m in ("shape", "unique_binding", "loose")}
 Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
@@ -290,7 +294,7 @@ habits = (f"Without all of them the model has habits: {', '.join(habit)} still c
 spared = (f"That {' and '.join(told_apart)} still come out right is no habit: "
           "something tells these opposites apart without the relation heads."
           if told_apart else "")
-whole = query_shares(quick, few, "relation", relation, reader, seed).mean()
+whole = records(query_shares, quick, few, "relation", relation, reader, seed).mean()
 part = scores.loc[[head_name(*h) for h in relation], "turns"]
 covered = ("No single head has half of the sum, so the others outvote the one that is "
            "missing." if part.max() < 0.5 else "One head has half of the sum or more.")
@@ -321,9 +325,8 @@ roles = ["relation", "shape1", "shape2", "shape1+shape2", "colour1", "colour1+co
 held = {role for row in net.encoder.encode(few).roles for role in row}
 roles = ([r for r in roles if set(r.split("+")) <= held] if full
          else ["relation", "shape1", "colour1+colour2"])
-hidden = mask_roles(quick, few,
-                    {f"{r} | {p}": (r, h) for r in roles for p, h in places.items()},
-                    seed=seed, steps=steps)
+groups = {f"{r} | {p}": (r, h) for r in roles for p, h in places.items()}
+hidden = records(mask_roles, quick, few, groups, seed=seed, steps=steps, live=1)
 masked = effects(hidden)["mean"].unstack("metric")
 
 # %%
@@ -382,8 +385,8 @@ Markdown(f"""
 
 # %%
 every = {head_name(*h): [h] for h in heads_of(quick)}
-carried = {(f, d): prediction_effects(quick, few, f, every, d, steps=steps,
-                                      every=2 if full else 4, seed=seed)
+carried = {(f, d): records(prediction_effects, quick, few, f, every, d, steps=steps,
+                           every=2 if full else 4, seed=seed)
            for d in PATCH_DIRECTIONS for f in PROMPT_FACTORS}
 Captioned(head_grid({f"{f}, {d}": on_grid(t.mean()) for (f, d), t in carried.items()},
                     "effect e", marked, columns=3),
@@ -446,7 +449,7 @@ others go on. Heads with at least half of the best colour effect are from here o
 # It is an approximation to $e$ by denoising, and stands or falls by the comparison with it.
 
 # %%
-slopes = {f: attribute(net, few, f, steps, every=2 if full else 4, seed=seed)
+slopes = {f: records(attribute, net, few, f, steps, every=2 if full else 4, seed=seed)
           for f in PROMPT_FACTORS}
 by_head = {f: slopes[f].mean()[list(every)] for f in PROMPT_FACTORS}
 exact = {f: carried[f, "denoising"].mean() for f in PROMPT_FACTORS}
@@ -505,7 +508,8 @@ groups = {"relation heads": relation, "object head": [reader], "colour heads": c
 ways: dict = {direction: {} for direction in PATCH_DIRECTIONS}
 for direction, table in ways.items():
     for factor in PROMPT_FACTORS:
-        runs = patch(quick, few, factor, groups, direction, seed=seed, steps=steps)
+        runs = records(patch, quick, few, factor, groups, direction, seed=seed,
+                       steps=steps)
         table[factor] = normalised(runs, FACTOR_METRIC[factor])
 
 # %%
@@ -546,8 +550,8 @@ def stages(direction: str) -> pd.DataFrame:
     """The relation in pictures with a stage of the relation heads patched: 0 to 1."""
     rows = {}
     for stage in ("pattern", "value"):
-        frame = patch(quick, few, "relation", {"heads": relation}, direction, stage,
-                      seed=seed, steps=steps)
+        frame = records(patch, quick, few, "relation", {"heads": relation}, direction,
+                        stage, seed=seed, steps=steps)
         rows[stage] = normalised(frame, "loose").loc["heads"]
     rows["both (output)"] = ways[direction]["relation"].loc["relation heads"]
     return pd.DataFrame(rows).T
@@ -592,9 +596,9 @@ targets = {"colours exchanged": [counterpart(p, "colour") for p in few],
 paths = {}
 for way in ("all paths", "straight"):
     for against, target in targets.items():
-        frame = patch_paths(quick, few, "relation", {way: relation}, [reader],
-                            straight=way == "straight", seed=seed, scored=target,
-                            steps=steps)
+        frame = records(patch_paths, quick, few, "relation", {way: relation}, [reader],
+                        straight=way == "straight", seed=seed, scored=target,
+                        steps=steps)
         paths[way, against] = summarise(frame[frame["condition"] == way]).loc["loose"]
 reached = pd.DataFrame(paths).T.astype(float)
 
@@ -624,6 +628,16 @@ The straight path alone turns {straight:.0%} of the pictures. It turns
 pattern; all paths turn {whole['all paths']:.0%} and {whole['pattern, all paths']:.0%}.
 {why}
 """)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -32,6 +32,7 @@ from spatial_circuits.analyses.injection import (
 from spatial_circuits.analyses.intervals import summarise
 from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
 from spatial_circuits.book.head_figures import attention_rows, heat_tables
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import ALIGN, OFFSETS, RELATIONS, REVERSE
@@ -45,6 +46,7 @@ from spatial_circuits.text.roles import role_mask
 
 net = load(model)
 quick = net.fast()  # bf16 where that is faster
+records = Records("10_injection")
 full = scale == "full"
 steps = STEPS if full else 8
 everything = prompt_set("264")  # each run of 22 holds every phrase
@@ -74,9 +76,10 @@ titles = [r.replace("_", " ") for r in RELATIONS]
 
 # %%
 balanced = everything if full else everything[:24]
-heads, reader, _ = heads_by_attention(
-    quick, everything[:22 if full else 4], seed=seed, steps=steps)
-written = relation_vectors(quick, balanced, heads, steps=steps)  # [8, steps, N, D]
+heads, reader, _ = records(
+    heads_by_attention, quick, everything[:22 if full else 4], seed=seed, steps=steps)
+# [8, steps, N, D]
+written = records(relation_vectors, quick, balanced, heads, steps=steps)
 vectors = written[:, :steps // 2].mean(1)  # [8, N, D]
 norms = written.flatten(2).norm(dim=2).mean(0)  # [steps]
 
@@ -125,7 +128,7 @@ The heads write most at high noise: the norm is {norms[0]:.1f} at the first step
 # first shape word minus attention to the second; above zero, a place is for object 1.
 
 # %%
-stream = mean_residual(quick, balanced, steps=2)[reader[0]]  # [N, D]
+stream = records(mean_residual, quick, balanced, steps=2)[reader[0]]  # [N, D]
 turn = rotation(stream.shape[-1], seed).T
 
 def contrast(pattern: torch.Tensor, told: list[str]) -> torch.Tensor:
@@ -232,8 +235,8 @@ Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it 
 # %%
 scales = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3) if full else (0, 1)
 opposite = [int(REVERSE[parse(p).relation]) for p in prompts]
-swept = {site: steer(quick, prompts[:22], opposite[:22], vectors, scales, site,
-                     seed=seed, steps=steps) for site in SITES}
+swept = {site: records(steer, quick, prompts[:22], opposite[:22], vectors, scales,
+                       site, seed=seed, steps=steps, live=1) for site in SITES}
 results = {site: summarise(frame, ["vector", "scale"]) for site, frame in swept.items()}
 
 # %%
@@ -350,8 +353,8 @@ told, wanted = [p for p, _ in cases], [t for _, t in cases]
 
 def exchanged(site: str) -> pd.DataFrame:
     """Every exchange at one site, with the prompt's relation and whether it shows."""
-    frame = steer(quick, told, wanted, vectors, [best[site]], site, seed=seed,
-                  steps=steps)
+    frame = records(steer, quick, told, wanted, vectors, [best[site]], site, seed=seed,
+                    steps=steps, live=3)
     own = [parse(p).relation for p in told for _ in KINDS]
     offset = OFFSETS[own].numpy()
     still = ((offset == 0) | (offset * frame[["dx", "dy"]].to_numpy() > ALIGN)).all(1)
@@ -412,8 +415,8 @@ def quarter(relation: int) -> int:
 
 def only(targets: list[int], when: range) -> pd.Series:
     """Success with the vector added at some of the steps."""
-    frame = steer(quick, prompts[:22], targets[:22], vectors, [best[chosen]], chosen,
-                  seed=seed, when=list(when), control=False, steps=steps)
+    frame = records(steer, quick, prompts[:22], targets[:22], vectors, [best[chosen]],
+                    chosen, seed=seed, when=list(when), control=False, steps=steps)
     return summarise(frame).loc["loose"]
 
 swaps = {"opposite": opposite,
@@ -459,6 +462,16 @@ is obeyed in {early['opposite']:.0%} and a quarter turn in {early['quarter turn'
 with the other steps alone, in {late['opposite']:.0%} and {late['quarter turn']:.0%}.
 {who} {places}
 """)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -39,6 +39,7 @@ from spatial_circuits.analyses.synopsis import attention_scores, synopsis
 from spatial_circuits.analyses.weight_maps import screen_words
 from spatial_circuits.book.figures import Captioned, intervals
 from spatial_circuits.book.head_figures import diagram, head_grid
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import SHAPES
 from spatial_circuits.model.sampler import STEPS
@@ -47,6 +48,7 @@ from spatial_circuits.text.counterparts import PROMPT_FACTORS, counterpart
 
 net = load(model)
 quick = net.fast()  # bf16 where that is faster
+records = Records("11_circuit")
 full = scale == "full"
 steps = STEPS if full else 8
 everything = prompt_set("264")  # each run of 22 holds every phrase
@@ -70,13 +72,13 @@ finding, testing = ((everything[132:154], everything[220:264]) if full
 # %%
 single = {head_name(*h): [h] for h in heads_of(quick)}
 every = 2 if full else 4
-effect = {d: {f: prediction_effects(quick, finding, f, single, d, steps=steps,
-                                    every=every, seed=seed) for f in PROMPT_FACTORS}
+effect = {d: {f: records(prediction_effects, quick, finding, f, single, d, steps=steps,
+                         every=every, seed=seed) for f in PROMPT_FACTORS}
           for d in PATCH_DIRECTIONS}
 smaller = {f: effect["denoising"][f].clip(upper=effect["noising"][f])
            for f in PROMPT_FACTORS}
-circuit = find_circuit(quick, finding, limit=6 if full else 3, first=smaller,
-                       steps=steps, every=every, seed=seed)
+circuit = records(find_circuit, quick, finding, limit=6 if full else 3, first=smaller,
+                  steps=steps, every=every, seed=seed)
 members = {"relation": circuit.relation, "object": circuit.object,
            "colour": circuit.colour}
 circuit.trace.drop(columns="head").round(3)
@@ -108,9 +110,10 @@ The circuit has {len(circuit.heads)} of {len(single)} cross-attention heads: rel
 # The null for the first is as many heads drawn at random. Scores are shares of the intact model's.
 
 # %%
-mean = mean_outputs(quick, everything if full else everything[:22], steps=steps)
-tested = tests(quick, testing, circuit.heads, mean, random=5 if full else 1, seed=seed,
+mean = records(mean_outputs, quick, everything if full else everything[:22],
                steps=steps)
+tested = records(tests, quick, testing, circuit.heads, mean, random=5 if full else 1,
+                 seed=seed, steps=steps, live=2)
 METRICS = ("loose", "unique_binding", "shape")
 outcome = {m: shares(tested, m) for m in METRICS}
 Captioned(intervals(outcome, "share of the intact model's score"),
@@ -156,11 +159,12 @@ of shape.
 # the one that the rest misses least, chosen on the prompts that found the circuit and measured on the others.
 
 # %%
-chain = (prune(quick, finding, circuit.heads, mean, seed=seed + 1, steps=steps) if full
-         else prune(quick, finding, circuit.heads, mean, until=0.99, steps=steps))
+few_steps = {"seed": seed + 1} if full else {"until": 0.99}
+chain = records(prune, quick, finding, circuit.heads, mean, steps=steps, **few_steps)
 nested = {f"{len(left)} heads: {', '.join(head_name(*h) for h in left)}":
           other_heads(quick, left) for left in chain["left"]}
-smaller_circuits = ablate(quick, testing, nested, seed=seed, mean=mean, steps=steps)
+smaller_circuits = records(ablate, quick, testing, nested, seed=seed, mean=mean,
+                           steps=steps, live=1)
 sizes = {m: shares(smaller_circuits, m) for m in METRICS}
 Captioned(intervals(sizes, "share of the intact model's score"),
           "Smaller and smaller circuits alone; 95 % intervals over prompts.")
@@ -187,7 +191,8 @@ Markdown(f"""
 # %%
 sets = ({head_name(*h): [h] for h in circuit.heads}
         | {f"{role} heads": heads for role, heads in members.items()})
-off = effects(ablate(quick, testing[:22], sets, seed=seed, mean=mean, steps=steps))
+off = effects(records(ablate, quick, testing[:22], sets, seed=seed, mean=mean,
+                      steps=steps))
 from_model = off.xs("loose", level="metric").drop(INTACT)["change"]
 in_circuit = without["mean"] - alone["mean"]
 others = {f"{name}, whole model": off.xs(m, level="metric").drop(INTACT)["change"]
@@ -224,8 +229,8 @@ told = {"object head": (circuit.object, [counterpart(p, "colour") for p in few])
 heard = {}
 for receiver, (heads, target) in told.items():
     later = [h for h in heads if h[0] > max(layer for layer, _ in circuit.relation)]
-    frame = patch_paths(quick, few, "relation", {"path": circuit.relation},
-                        later or heads, scored=target, seed=seed, steps=steps)
+    frame = records(patch_paths, quick, few, "relation", {"path": circuit.relation},
+                    later or heads, scored=target, seed=seed, steps=steps)
     heard[receiver] = summarise(frame[frame["condition"] == "path"]).loc["loose"]
 heard = pd.DataFrame(heard).T.astype(float)
 heard[["mean", "low", "high"]].round(2)
@@ -276,7 +281,8 @@ picture in {paths['object and colour heads']:.0%}. {two_paths}
 # *patching* (what it brings by denoising), *ablation* (what fails without it; here for members only).
 
 # %%
-read = synopsis(quick, testing[:22], 1, seed, steps=steps).table("per token")
+read = records(synopsis, quick, testing[:22], 1, seed, steps=steps)
+read = read.table("per token")
 scored = attention_scores(read.nan_to_num())
 attention = {kind: x.mean(0) for kind, x in scored.items()}  # [L, H] each
 shape = attention["relation"].shape
@@ -326,6 +332,16 @@ correlations are {rho.min():.2f} to {rho.max():.2f}.
 ({', '.join(sorted(common)) or 'none'}). Rank correlation counts the many heads that do
 nothing, whose order is noise; the leading heads are what matters.
 """)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -31,6 +31,7 @@ from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.analyses.weight_maps import qk_maps
 from spatial_circuits.book.figures import Captioned, intervals, maps
 from spatial_circuits.book.head_figures import head_grid
+from spatial_circuits.book.records import Records
 from spatial_circuits.claims import claims
 from spatial_circuits.claims.text_tables import PROMPT_ROLES, WINDOWS
 from spatial_circuits.data.captions import parse
@@ -41,6 +42,7 @@ from spatial_circuits.text.counterparts import counterpart
 
 net = load(model)
 fast, dit, encoder = net.fast(), net.transformer, net.encoder
+records = Records("13_which_token")
 full = scale == "full"
 everything = prompt_set("264")
 prompts = everything[:44] if full else everything[:3]
@@ -58,7 +60,7 @@ prompts = everything[:44] if full else everything[:3]
 groups = {role: (role, None) for role in PROMPT_ROLES}
 groups |= {"relation + shape2": ("relation+shape2", None),
            "relation + shape1": ("relation+shape1", None)}
-frame = mask_roles(fast, prompts, groups, seed=seed)
+frame = records(mask_roles, fast, prompts, groups, seed=seed, live=1)
 hidden = effects(frame)
 
 def given(condition: str) -> pd.Series:
@@ -138,7 +140,7 @@ where no word tells it a side.
 donors = [counterpart(p, "relation") for p in prompts]
 def grafted(role: str) -> pd.DataFrame:
     """Scores against the opposite prompt with that prompt's token of a role."""
-    return interchange_token(fast, prompts, donors, role, seed=seed)
+    return records(interchange_token, fast, prompts, donors, role, seed=seed, live=2)
 
 transplants = {role: grafted(role) for role in ("shape1", "relation", "shape2", "end")}
 scores = {role: summarise(f[f["condition"] == "grafted"]).loc["loose"]
@@ -189,7 +191,7 @@ pd.DataFrame({m: row(m, t) for m, t in recorded.items()
 # %%
 timed = {f"{role}, {w}": (role, None, list(steps)) for role in ("relation", "shape2")
          for w, steps in WINDOWS.items()}
-late = effects(mask_roles(fast, prompts[::2], timed, seed=seed))
+late = effects(records(mask_roles, fast, prompts[::2], timed, seed=seed))
 windows, objects = (pd.DataFrame({role: {w: late.loc[(f"{role}, {w}", metric), "change"]
                                          for w in WINDOWS}
                                   for role in ("relation", "shape2")})
@@ -279,13 +281,13 @@ for layer, _ in named:
     control += [(int(r["layer"]), int(r["head"]))
                 for _, r in order[order["layer"] == layer].iterrows()
                 if (r["layer"], r["head"]) not in [*named, *control]][:1]
-mean = mean_outputs(fast, everything[:88] if full else everything[:2])
+mean = records(mean_outputs, fast, everything[:88] if full else everything[:2])
 sets = {"screened": named, "control": control, **{head_name(*h): [h] for h in named}}
-ablated = effects(ablate(fast, prompts, sets, seed=seed, mean=mean))
+ablated = effects(records(ablate, fast, prompts, sets, seed=seed, mean=mean))
 where = {"screened heads": named, "all other heads": other_heads(fast, named),
          "all heads": None}
 hiding = {group: (best_role, heads) for group, heads in where.items()}
-masked = effects(mask_roles(fast, prompts, hiding, seed=seed))
+masked = effects(records(mask_roles, fast, prompts, hiding, seed=seed))
 compared = {"ablated": ablated, f"{best_role} hidden from": masked}
 compared = pd.concat({kind: t["mean"].unstack() for kind, t in compared.items()})
 compared[["shape", "unique_binding", "loose"]].round(2)
@@ -330,6 +332,16 @@ Hidden from the screened heads alone, {best_role} leaves
 {place('all other heads', 'loose')} and {place('all other heads', 'unique_binding')}.
 {own}
 """)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -30,6 +30,7 @@ from spatial_circuits.analyses.factors import (
 from spatial_circuits.analyses.intervals import summarise
 from spatial_circuits.book.figures import Captioned, bars, grid, lines
 from spatial_circuits.book.head_figures import heat_tables, scatter
+from spatial_circuits.book.records import Records
 from spatial_circuits.claims import claims, judges
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import prompt_set
@@ -38,6 +39,7 @@ from spatial_circuits.model.store import load, names
 
 net = load(model)
 fast, dit, encoder = net.fast(), net.transformer, net.encoder
+records = Records("14_factors")
 full = scale == "full"
 everything = prompt_set("264")
 permutations = 1000 if full else 50
@@ -212,11 +214,13 @@ scales = (1.0, 2.0, 3.0) if full else (2.0,)
 def learnt(role: str) -> torch.Tensor:
     """Relation effects [8, D] on a role's token, from the prompts that stay."""
     vectors = token_vectors(encoder, learned, role)
-    return relation_effects(partition(vectors, labels(learned, role), 0))
+    found = relation_effects(partition(vectors, labels(learned, role), 0))
+    return records.named(found, partition, relation_effects, net, learned, role)
 
 def moved(role: str) -> pd.DataFrame:
     """Scores of all targets and scales, the old relation left out."""
-    frame = arithmetic(fast, changing, learnt(role), scales, role, seed=seed + 1)
+    frame = records(arithmetic, fast, changing, learnt(role), scales, role,
+                    seed=seed + 1)
     return frame[frame["new"] != frame["old"]]
 
 frames = {role: moved(role) for role in ("shape2", "relation")}
@@ -330,6 +334,16 @@ study = {m: claims.read(claims.folder_of(m)) for m in names()}
 study = {m: t for m, t in study.items() if {"factors", "arithmetic"} <= set(t)}
 pd.DataFrame({m: recorded(t, "shape2") | recorded(t, "relation")
               for m, t in study.items()}).T.round(2)
+
+# %% [markdown]
+# ## Recorded and run again
+#
+# The slow results of this page were computed once and are kept under a hash of model, code and arguments;
+# with another of these they are computed anew. A part of some of them was run again just now, from the same
+# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+
+# %%
+records.checked().round(3)
 
 # %% [markdown]
 # ## What was established

@@ -106,9 +106,10 @@ def test_other_weights_or_other_code_are_another_result(tiny, lively, records, m
 
 
 def test_precision_is_not_part_of_the_key(records):
+    from dataclasses import replace
+
     from spatial_circuits.model.store import load
     from spatial_circuits.model.transformer import bf16_copy
-    from dataclasses import replace
     rte = load("rte")
     fast = replace(rte, transformer=bf16_copy(rte.transformer))
     assert (records().key(evaluate, (rte, PROMPTS), {})

@@ -38,6 +38,14 @@ def evaluate(model: Model, prompts: list[str], images_per_prompt: int = 4, seed:
     return pd.concat(frames, ignore_index=True)
 
 
+def vae_ceiling(model: Model, prompts: list[str], per_prompt: int = 1, seed: int = 0
+                ) -> pd.DataFrame:
+    """Scores of true scenes after a round trip through the model's VAE: a frame as of
+    `metrics.ceiling`, the best that any model behind this VAE could do."""
+    return ceiling(prompts, per_prompt, seed,
+                   decode=lambda images: model.vae.decode(model.vae.encode(images)))
+
+
 def report(frame: pd.DataFrame, mode: str = "clean", seed: int = 0, preset: str | None = None
            ) -> dict[str, dict[str, float]]:
     """Each metric's mean, low and high (95 % over prompts), ceiling and of_ceiling, their ratio.

@@ -69,7 +69,8 @@ def _module_hash(name: str) -> str:
     """Hash of a module's syntax tree without its docstrings."""
     tree = ast.parse(_source(name))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
+                ast.get_docstring(node) is not None):
             node.body = node.body[1:]
     return hashlib.sha256(f"{name} {ast.dump(tree)}".encode()).hexdigest()
 
