@@ -47,8 +47,8 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
     if is_dataclass(value) and type(value).__module__.split(".")[0] == _LIBRARY:
         parts = {f.name: freeze(getattr(value, f.name), tensors) for f in fields(value)}
         return {"object": f"{type(value).__module__}:{type(value).__name__}", "fields": parts}
-    raise TypeError(f"a {type(value).__name__} cannot be kept; give frames, tensors, numbers, texts "
-                    "or containers of these")
+    raise TypeError(f"a {type(value).__name__} cannot be kept; give frames, tensors, numbers, "
+                    "texts or containers of these")
 
 
 def thaw(record: Any, tensors: dict[str, Tensor]) -> Any:
