@@ -4,6 +4,7 @@ PYTHON  ?= python3
 TORCH   ?= torch==2.13.0
 # Empty: each notebook's own default. `smoke` runs a quick variant of the book in _build/smoke.
 SCALE   ?=
+# Notebooks, or files of tests, at a time.
 JOBS    ?= 2
 ENCODER ?= rte
 ARGS    ?=
@@ -36,7 +37,7 @@ refresh: $(READY)
 	$(BIN)/spatial-circuits run-book --jobs $(JOBS) --in-place
 
 test: $(READY) browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The pages are tested in Debian's Chromium, installed where that is possible; without one, those tests are skipped.
 browser:

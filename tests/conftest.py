@@ -5,6 +5,8 @@ import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, also for children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # several at a time share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
