@@ -39,6 +39,7 @@ from spatial_circuits.analyses.weight_maps import (
 )
 from spatial_circuits.book.figures import Captioned, heatmaps, lines, maps
 from spatial_circuits.book.head_figures import attention_rows, head_grid, scatter
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.captions import PHRASES, parse
 from spatial_circuits.data.metrics import prompt_set, score
 from spatial_circuits.data.scenes import OFFSETS, RELATIONS
@@ -163,11 +164,12 @@ cosines.loc[said, list(reads)].round(2)
 # The cosine judges the form of a map, the projection its size. A head may draw a clean ramp for a word which is so
 # faint that it decides nothing; the table above therefore goes with the one before.
 #
-# Do the weights agree with the attention of [chapter 6](06_synopsis.ipynb)? The synopsis again, on fewer pictures:
+# Do the weights agree with the attention of [chapter 6](06_synopsis.ipynb)? Its synopsis, read from its record:
 
 # %%
-some, per_prompt = (prompt_set("96")[:48], 2) if full else (prompt_set("96")[:6], 1)
-seen = ranking(synopsis(fast, some, per_prompt, seed + 1))
+some, per_prompt = (prompt_set("96"), 4) if full else (prompt_set("96")[:6], 1)
+records = Records("06_synopsis")
+seen = ranking(records(synopsis, fast, some, per_prompt, seed + 1))
 by_attention = seen[seen["score"] == "relation"].reset_index(drop=True)
 place = {h: int(by_attention.index[by_attention["name"] == h][0]) + 1 for h in reads}
 order = by_attention.set_index("name")["mean"].reindex(

@@ -28,6 +28,7 @@ from spatial_circuits.analyses.weight_maps import (
 )
 from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
 from spatial_circuits.book.head_figures import attention_rows, head_grid
+from spatial_circuits.book.records import Records
 from spatial_circuits.data.captions import ROLES, parse
 from spatial_circuits.data.detect import detect
 from spatial_circuits.data.metrics import prompt_set
@@ -47,12 +48,13 @@ prompts = prompt_set("264")[:44] if full else prompt_set("264")[:5]
 # %% [markdown]
 # ## The heads
 #
-# The synopsis of [chapter 6](06_synopsis.ipynb), on fewer pictures, finds the object head by its score, and the colour
+# The synopsis of [chapter 6](06_synopsis.ipynb), read from its record, finds the object head by its score, and the colour
 # heads by the objects' attention on colour words: those with at least half as much as the first.
 
 # %%
-some, per_prompt = (prompt_set("96"), 2) if full else (prompt_set("96")[:6], 1)
-found = synopsis(fast, some, per_prompt, seed + 1)
+some, per_prompt = (prompt_set("96"), 4) if full else (prompt_set("96")[:6], 1)
+records = Records("06_synopsis")
+found = records(synopsis, fast, some, per_prompt, seed + 1)
 table = ranking(found)
 top = table[table["score"] == "object"].reset_index(drop=True)
 head = (int(top["layer"][0]), int(top["head"][0]))

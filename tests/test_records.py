@@ -1,5 +1,6 @@
 """Records: slow calls are read only where model, code and arguments are those they were made with."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,14 @@ import torch
 from spatial_circuits.analyses.ablation import ablate, mean_outputs
 from spatial_circuits.analyses.circuit import Circuit
 from spatial_circuits.analyses.evaluation import evaluate
+from spatial_circuits.analyses.synopsis import synopsis
 from spatial_circuits.book import sources
 from spatial_circuits.book.frozen import freeze, load_frozen, save_frozen, thaw
 from spatial_circuits.book.records import WRITE, Records, compare_frames, compare_tensors
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.pipeline import Model
+from spatial_circuits.model.store import load
+from spatial_circuits.model.transformer import bf16_copy
 
 PROMPTS = prompt_set("264")[:3]
 
@@ -97,7 +101,6 @@ def test_a_call_is_made_once_and_then_read(tiny, records, monkeypatch):
 
 
 def test_other_weights_or_other_code_are_another_result(tiny, lively, records, monkeypatch):
-    from dataclasses import replace
     key = records().key(evaluate, (tiny, PROMPTS), {})
     other = replace(tiny, transformer=lively(128, 1))
     assert records().key(evaluate, (other, PROMPTS), {}) != key
@@ -106,10 +109,6 @@ def test_other_weights_or_other_code_are_another_result(tiny, lively, records, m
 
 
 def test_precision_is_not_part_of_the_key(records):
-    from dataclasses import replace
-
-    from spatial_circuits.model.store import load
-    from spatial_circuits.model.transformer import bf16_copy
     rte = load("rte")
     fast = replace(rte, transformer=bf16_copy(rte.transformer))
     assert (records().key(evaluate, (rte, PROMPTS), {})
@@ -136,8 +135,18 @@ def test_a_part_is_run_again_and_set_beside_the_record(tiny, records):
     again = book(Model.latents, tiny, PROMPTS, [1, 2, 3], steps=2, live=1)
     row, of_latents = (r for _, r in book.checked().iterrows())
     assert (row["pictures again"], row["same verdict"]) == (4, 1.0)
-    assert of_latents["pictures again"] == 1 and of_latents["largest difference"] < 2e-3
+    assert of_latents["pictures again"] == 1 and of_latents["difference"] < 2e-3
     assert torch.equal(again, latents)
+
+
+def test_a_synopsis_is_compared_prompt_by_prompt(records):
+    rte = load("rte")
+    for _ in range(2):
+        book = records()
+        found = book(synopsis, rte, PROMPTS, 1, steps=4, live=2)
+    assert found.prompts == PROMPTS and found.share.shape[0] == 3
+    row = book.checked().iloc[0]
+    assert row["pictures again"] == 2 and row["difference"] < 1e-3
 
 
 def test_a_difference_between_then_and_now_is_seen():
@@ -146,8 +155,8 @@ def test_a_difference_between_then_and_now_is_seen():
     now = then.assign(loose=[True, False], dx=[0.0, 0.0])
     said = compare_frames(then, now)
     assert (said["loose then"], said["loose now"], said["same verdict"]) == (1.0, 0.5, 0.75)
-    assert compare_tensors(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 3.0]))[
-        "largest difference"] == pytest.approx(1 / 2 ** 0.5)
+    gap = compare_tensors(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 3.0]))["difference"]
+    assert gap == pytest.approx(0.5)
 
 
 def test_the_book_is_written_to_only_where_its_outputs_are_refreshed(tiny, records, monkeypatch,

@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,19 @@ class Records:
         began = time.perf_counter()
         again = function(*bound.args, **bound.kwargs)
         spent = {"seconds now": round(time.perf_counter() - began, 1)}
+        if isinstance(again, pd.DataFrame):
+            return {**compare_frames(value, again), **spent}
         if isinstance(again, Tensor):
             return {**compare_tensors(value[:len(again)], again), **spent}
-        return {**compare_frames(value, again), **spent}
+        gaps = [compare_tensors(getattr(value, f.name)[:live], getattr(again, f.name))
+                for f in fields(again) if isinstance(getattr(again, f.name), Tensor)]
+        return {**max(gaps, key=lambda gap: gap["difference"]), **spent}
 
     def checked(self) -> pd.DataFrame:
         """A row for each slow call: where and in what time it was made, and what the part that was
         run again says: pictures, loose then and now, and the share of equal verdicts."""
         columns = ["call", "on", "seconds", "read", "pictures again", "loose then", "loose now",
-                   "same verdict", "largest difference", "seconds now"]
+                   "same verdict", "difference", "seconds now"]
         table = pd.DataFrame(self.rows)
         table = table.reindex(columns=[c for c in columns if c in table])
         return table.drop_duplicates().reset_index(drop=True)
@@ -165,9 +170,10 @@ def compare_frames(then: pd.DataFrame, now: pd.DataFrame) -> dict:
 
 
 def compare_tensors(then: Tensor, now: Tensor) -> dict:
-    """Pictures and the largest difference, in standard deviations of what was recorded."""
-    gap = (then.float() - now.float().cpu()).abs().max() / then.float().std()
-    return {"pictures again": len(now), "largest difference": float(gap)}
+    """Pictures, or prompts, and the root mean square of the difference over that of the record."""
+    then, now = then.float().nan_to_num(), now.float().cpu().nan_to_num()
+    gap, scale = ((x ** 2).mean().sqrt() for x in (then - now, then))
+    return {"pictures again": len(now), "difference": float(gap / scale.clamp_min(1e-12))}
 
 
 def machine() -> str:
