@@ -142,8 +142,9 @@ class Records:
             return {**compare_frames(value, again), **spent}
         if isinstance(again, Tensor):
             return {**compare_tensors(value[:len(again)], again), **spent}
-        gaps = [compare_tensors(getattr(value, f.name)[:live], getattr(again, f.name))
-                for f in fields(again) if isinstance(getattr(again, f.name), Tensor)]
+        parts = {f.name: getattr(again, f.name) for f in fields(again)}
+        gaps = [compare_tensors(getattr(value, name)[:live], part) for name, part in parts.items()
+                if isinstance(part, Tensor) and part.is_floating_point()]
         return {**max(gaps, key=lambda gap: gap["difference"]), **spent}
 
     def checked(self) -> pd.DataFrame:
