@@ -391,7 +391,7 @@ in the days when `biased` was the default; add `--recipe biased` to make it agai
 # alone, so both must end with the same weights, to the last bit.
 
 # %%
-small = ({"steps": 40, "batch": 64, "cache": 512} if full
+small = ({"steps": 24, "batch": 32, "cache": 256} if full
          else {"steps": 4, "batch": 8, "cache": 16})
 toy = Recipe(**small, warmup=10, noise=noise, compile=False, precision="no", seed=seed)
 folder = Path(mkdtemp())
