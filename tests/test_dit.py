@@ -109,6 +109,8 @@ def test_auto_precision_is_the_device_s(monkeypatch, device, on_cuda_host):
     assert resolve_precision("auto", torch.device("cuda")) == "bf16"
     assert resolve_precision("auto", "meta") == "no" and resolve_precision("fp16", "cpu") == "fp16"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert resolve_precision("auto", "cpu") == "bf16"
+    for capability, found in (("AVX512", "bf16"), ("AVX2", "no")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert resolve_precision("auto", "cpu") == found
     with pytest.raises(ValueError, match="precision 'half' is unknown; choose from auto, no"):
         resolve_precision("half", "cpu")

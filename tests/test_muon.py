@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from spatial_circuits.model.precision import has_bf16_units
 from spatial_circuits.model.transformer import build_transformer
 from spatial_circuits.training import muon as module
 from spatial_circuits.training.loop import optimizers
@@ -89,5 +90,5 @@ def test_only_matrices_are_taken():
 
 def test_the_format_is_the_device_s():
     assert fast_dtype(torch.device("cuda")) == torch.bfloat16
-    amx = torch.cpu._is_amx_tile_supported()
-    assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if amx else torch.float32)
+    units = has_bf16_units()
+    assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if units else torch.float32)

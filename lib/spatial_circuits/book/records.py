@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..data.metrics import DISTANCES, METRICS
 from ..model.pipeline import Model
+from ..model.precision import has_bf16_units
 from ..text.identity import tensors_hash
 from ..training.scene_cache import cache_folder
 from .execute import WRITE
@@ -181,8 +182,7 @@ def machine() -> str:
     """The kind of machine in words: its processor's kind and what it multiplies fast."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    units = "bf16 units" if amx else "no bf16 units"
+    units = "bf16 units" if has_bf16_units() else "no bf16 units"
     return f"{platform.machine()}, {os.cpu_count()} cores, {units}"
 
 

@@ -14,5 +14,11 @@ def resolve_precision(name: str, device: torch.device | str | None = None) -> st
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.device(device).type
+    return "bf16" if kind == "cuda" or (kind == "cpu" and has_bf16_units()) else "no"
+
+
+def has_bf16_units() -> bool:
+    """Whether this CPU has matrix units for bf16 (AMX) and PyTorch may use them: with
+    ATEN_CPU_CAPABILITY=avx2 in the environment it counts as one without."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bf16" if kind == "cuda" or (kind == "cpu" and amx) else "no"
+    return amx and torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
