@@ -18,6 +18,7 @@ from IPython.display import Markdown
 
 from spatial_circuits.analyses.evaluation import report, vae_ceiling
 from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.analyses.second_judge import sampled_agreement, second_scores
 from spatial_circuits.book.data_figures import distances
 from spatial_circuits.book.figures import Captioned, grid, intervals
 from spatial_circuits.book.records import Records
@@ -254,6 +255,41 @@ Markdown(f"""
 loose as well, most often because '{common.idxmax()}' ({common.max()} pictures), and
 {crowded.drop("not aligned").sum()} of them show more than two objects.
 """)
+
+# %% [markdown]
+# ## A second judge
+#
+# All scores of this book hang on one detector. A second judge shares no rule with it: objects are connected
+# saturated pixels, shapes are told by a random forest that was trained on renders whose truth is known, colours
+# by the mean. Both judge two thousand pictures, half of them of `rte-nopos`, which is wrong more often than
+# right, so that agreement is no matter of course. Cohen's $\kappa$ is 0 for agreement by chance, 1 for equal verdicts.
+
+# %%
+by_model = {name: records(sampled_agreement, load(name).fast(), told, seeds)
+            for name in dict.fromkeys((model, "rte-nopos"))}
+agreed = pd.concat(by_model, axis=1)
+agreed.rename(index=lambda m: m.replace("_", " ")).astype(float).round(3)
+
+# %%
+sample = slice(0, len(prompts))
+second = second_scores(images[sample], told[sample])
+both_said = pd.concat({"detector": results.iloc[sample][list(METRICS)],
+                       "second judge": second}, axis=1)
+differ = [i for i in second.index
+          if (both_said["detector"].loc[i] != both_said["second judge"].loc[i]).any()]
+labels = [f"{told[i]}: " + ", ".join(m.replace("_", " ") for m in METRICS
+                                     if second[m][i] != results[m][i])
+          for i in differ[:8]]
+Captioned(grid(torch.stack([images[i] for i in differ[:8]]), labels, 4),
+          f"Where the judges differ, and on what: the first of {len(differ)} among "
+          f"{len(second)} pictures of {net.name}.") if differ else "no difference"
+
+# %%
+least = {name: t["same"].astype(float) for name, t in by_model.items()}
+Markdown("\n".join(
+    f"- {name}: the judges agree in {t.min():.1%} ({t.idxmin().replace('_', ' ')}) to "
+    f"{t.max():.1%} of the verdicts; on loose in {t['loose']:.1%}."
+    for name, t in least.items()))
 
 # %% [markdown]
 # ## The paper's detector

@@ -24,6 +24,7 @@ from spatial_circuits.analyses import (
     patching,
     repair,
     robustness,
+    second_judge,
     sweep,
     synopsis,
     token_exchange,
@@ -86,6 +87,8 @@ def worded(model):
 
 def scored(model):
     yield evaluation.evaluate(model, [TOLD], 2, steps=1)
+    yield evaluation.vae_ceiling(model, [TOLD])
+    yield second_judge.sampled_agreement(model, [TOLD], [0])
     yield sweep.sweep(model, [TOLD], ["intact"], steps=1)
     mean = ablation.mean_outputs(model, [TOLD], steps=1)
     yield mean
@@ -127,6 +130,9 @@ class Draughtsman:
         relation = torch.tensor(relations_said([TOLD]))
         self.picture = render(sample_scenes(torch.tensor([0]), 0, relation=relation, shape=shape,
                                             color=colour))
+
+    def encode(self, images):
+        return torch.zeros(len(images), 4, 16, 16)
 
     def decode(self, latents):
         return self.picture.expand(len(latents), -1, -1, -1)
