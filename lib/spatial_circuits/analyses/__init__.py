@@ -8,6 +8,7 @@ sweep       many conditions of the same pictures as one batch, and their paired 
 
 What heads do:
 evaluation  a model's scores, and their share of the ceiling
+second_judge  the same verdicts by other means: how far scores hang on the detector
 ablation    scores without heads, or with a role's tokens hidden from them
 patching    interchange interventions between two prompts that differ in one factor
 circuit     the heads that carry shape, colour and relation, and three tests of them

@@ -27,7 +27,7 @@ SATURATED = 80       # of 255: least difference of a pixel's largest and smalles
 SMALLEST = 80        # px of an object
 SIDE = 16            # px of the crop that the forest sees
 CERTAIN = 0.6        # share of the trees that must agree on a shape
-APART = 5.0          # px, as in the definition of loose and strict
+ASIDE = 5.0          # px, as in the definition of loose and strict
 _CHUNK = 128         # pictures sampled and decoded at once
 _EIGHT = np.ones((3, 3))  # pixels that touch at a corner are connected
 
@@ -126,8 +126,8 @@ def _verdicts(found: list[Thing], prompt: str) -> tuple[bool, ...]:
     if unique:
         gap = (one[0].x - other[0].x, one[0].y - other[0].y)
         wanted = OFFSETS[said.relation].tolist()
-        loose = all(o == 0 or o * d > APART for o, d in zip(wanted, gap))
-        strict = loose and all(o != 0 or abs(d) <= APART for o, d in zip(wanted, gap))
+        loose = all(o == 0 or o * d > ASIDE for o, d in zip(wanted, gap))
+        strict = loose and all(o != 0 or abs(d) <= ASIDE for o, d in zip(wanted, gap))
     return two(is_shape), two(is_color), two(is_both), unique, loose, strict
 
 

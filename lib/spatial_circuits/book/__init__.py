@@ -7,6 +7,7 @@ runner                  which notebooks run, into which folder; a rule for all p
 execute                 one notebook in its process: environment, kernel, end
 progress                the bar and its time left
 notebooks               notebooks as files: twins, comparison, what is stripped of outputs
+records                 a chapter's slow calls, kept by hash (sources, frozen), re-run in part
 sphinx                  the extension of the HTML build: what all pages share
 figures, head_figures   a new figure: a function from tables or tensors to a matplotlib figure
 recording, explorer     the explorer of the pages: what it records, and its HTML
