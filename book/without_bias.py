@@ -32,7 +32,8 @@ from spatial_circuits.claims import claims
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.model.store import load
 
-candidates = ["rte", "rte-seed1", *sorted(Path("../workflow/noise_first").glob("rte-?"))]
+others = sorted(Path("../workflow/noise_first").glob("rte-?"))
+candidates = ["rte", "rte-seed1", *others]
 needed = {"circuit", "ablation", "synopsis", "screen"}
 runs = {}
 for folder in map(claims.folder_of, candidates):
@@ -40,7 +41,8 @@ for folder in map(claims.folder_of, candidates):
     if needed <= set(claims.read(folder)):
         runs[f"{how}: {folder.name}"] = folder
 study = {name: claims.read(folder) for name, folder in runs.items()}
-biased, unbiased = ([n for n in runs if n.startswith(how)] for how in ("biased", "unbi"))
+biased, unbiased = ([n for n in runs if n.startswith(how)]
+                    for how in ("biased", "unbiased"))
 
 # %% [markdown]
 # ## The same scores, in another order
@@ -100,9 +102,9 @@ def members(name: str) -> dict[str, str]:
     """Heads of each role, and what the circuit does."""
     table = study[name]["circuit"]
     loose = {r["condition"]: r for r in table["tests"]["loose"]}
-    told = {k: "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**loose[c])
-            for k, c in (("alone", "circuit alone"), ("without", "without the circuit"))}
-    return {role: ", ".join(heads) for role, heads in table["circuit"].items()} | told
+    heads = {role: ", ".join(found) for role, found in table["circuit"].items()}
+    return heads | {c: "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**loose[c])
+                    for c in ("circuit alone", "without the circuit")}
 
 pd.DataFrame({name: members(name) for name in runs}).T
 
@@ -150,7 +152,7 @@ Captioned(heat_tables({"change in loose": ranked}, "change", 2, vmin=-1.0,
 def judged(name: str) -> dict[str, str]:
     """The verdicts that hang on the circuit, by claim."""
     found = claims.evidence(runs[name])
-    return {c: found[c].status for c in ("C5", "C6", "C7", "C8", "C9") if c in found}
+    return {c: found[c].status for c in ("C5", "C6", "C7", "C8", "C9")}
 
 verdicts = pd.DataFrame({name: judged(name) for name in runs}).T
 texts = {c.id: c.text for c in claims.CLAIMS}
