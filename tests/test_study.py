@@ -5,7 +5,7 @@ import pytest
 
 from spatial_circuits.analyses.heads import heads_of
 from spatial_circuits.claims import tables as study
-from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.model.store import load
 
 
@@ -46,6 +46,8 @@ def test_ablate_names_heads_and_steps(rte_model):
     assert {e["condition"] for e in record["effects"]} == {"intact", "L1H3", "L0H0"} and record["when"] == [0, 1]
     together = study.run_ablate(rte_model, prompt_set("96")[::48], heads=["L1H3", "L0H0"], together=True, role="relation")
     assert {e["condition"] for e in together["effects"]} == {"intact", "L1H3+L0H0"}
+    for row in [record, together]:
+        assert {e["metric"] for e in row["effects"]} == {*METRICS, "axis", "side"}
 
 
 def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
@@ -54,6 +56,8 @@ def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
     assert all(record["circuit"][role] for role in ("relation", "object", "colour"))
     assert {"intact", "circuit alone", "nothing"} <= {r["condition"] for r in record["tests"]["loose"]}
     assert {"relation 1", "random 1"} <= {r["condition"] for r in record["injection"]}
+    for part in ("injection", "without"):
+        assert {"axis", "side"} < {r["metric"] for r in record[part]}
 
 
 @pytest.mark.parametrize("options, message", [

@@ -33,6 +33,7 @@ def test_tokens_has_every_role_and_window(tmp_path):
     names = [r["condition"] for r in found["effects"] if r["metric"] == "loose"]
     assert names[0] == "intact" and set(names) >= {"shape2", "relation", "end", "shape2, steps 0-1"} and len(names) == 1 + 6 + 16
     assert not set(names[1:7]) - set(ROLES)
+    assert {"axis", "side"} < {r["metric"] for r in found["effects"]}
     json.dumps(found, allow_nan=False)
 
 

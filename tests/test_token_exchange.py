@@ -6,11 +6,11 @@ import torch
 from spatial_circuits.analyses.token_exchange import (
     KINDS_OF_DONOR,
     TOKEN_SETS,
-    axis_and_side,
     exchange_tokens,
     hybrids,
 )
 from spatial_circuits.data.captions import PHRASES, parse
+from spatial_circuits.data.metrics import axis_and_side
 from spatial_circuits.data.scenes import OFFSETS, RELATIONS
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.text.random_tokens import FusedTokenEncoder, RandomTokenEncoder

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from ..data.metrics import DISTANCES, METRICS
+from ..data.metrics import DISTANCES, METRICS, PARTS
 
 LEVELS = (2.5, 97.5)  # percentiles of a 95 % interval
 N_BOOT = 2000  # resamples
@@ -124,7 +124,7 @@ def summarise(frame: pd.DataFrame, by: str | list[str] | None = None, seed: int 
         parts = {k: summarise(g, None, seed, n_boot, cluster, edges)
                  for k, g in frame.groupby(keys, sort=False)}
         return pd.concat(parts, names=[*keys, "metric"])
-    columns = [m for m in METRICS + DISTANCES if m in frame]
+    columns = [m for m in METRICS + PARTS + DISTANCES if m in frame]
     values, labels = frame[columns].to_numpy(dtype=float), frame[cluster].to_numpy()
     sums, counts = cluster_sums(values, labels)                                          # [P, M]
     clusters, images = (counts > 0).sum(0), counts.sum(0).astype(int)                    # [M]
@@ -134,7 +134,8 @@ def summarise(frame: pd.DataFrame, by: str | list[str] | None = None, seed: int 
     ends = []
     for name, m, x, k in zip(columns, mean, draws.T, clusters):
         low, high = np.nanpercentile(x, LEVELS) if k > 1 else (np.nan, np.nan)
-        ends.append(wilson_edges(m, low, high, k) if edges and name in METRICS else (low, high))
+        sure = edges and name not in DISTANCES
+        ends.append(wilson_edges(m, low, high, k) if sure else (low, high))
     low, high = np.transpose(ends)
     table = {"mean": mean, "low": low, "high": high, "n_prompts": clusters, "n_images": images,
              "n_nan": len(frame) - images}

@@ -10,8 +10,8 @@ import pandas as pd
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.metrics import METRICS, check_prompts, score
-from ..data.scenes import check_seed
+from ..data.metrics import METRICS, axis_and_side, check_prompts, score
+from ..data.scenes import RELATIONS, check_seed
 from ..hooks.core import Hook
 from ..hooks.run import run
 from ..model.pipeline import Model
@@ -41,7 +41,7 @@ def sweep(model: Model, prompts: Sequence[str | list[str]], names: Sequence[str]
           progress: bool = False, scored: Sequence[str | list[str]] | None = None, **options
           ) -> pd.DataFrame:
     """Draw and score every picture under each of the C named conditions: the frame of
-    `metrics.score`, a row a sample, plus condition and seed.
+    `metrics.score`, a row a sample, plus axis, side, condition and seed.
 
     `hooks` describe P * per_prompt * C samples (see `spread`). `prompts` [P] and `scored` [P], the
     prompts to score against if not those drawn, may hold a list with a prompt for each condition.
@@ -66,6 +66,8 @@ def sweep(model: Model, prompts: Sequence[str | list[str]], names: Sequence[str]
         part = slice(start, start + _CHUNK)
         frames.append(score(model.vae.decode(latents[part]), against[part]))
     frame = pd.concat(frames, ignore_index=True)
+    said = [RELATIONS.index(relation) for relation in frame["relation"]]
+    frame["axis"], frame["side"] = axis_and_side(frame["dx"], frame["dy"], said)
     return frame.assign(condition=list(names) * (len(texts) // len(names)), seed=seeds)
 
 

@@ -1,11 +1,9 @@
 """Token exchange: which words carry the relation, its axis and its side told apart.
 
 For a prompt and the same prompt with another relation, the donor, tokens of some roles come from
-the donor and the rest from the prompt (an interchange intervention on the text). With offset
-v = (sign x, sign y) of the donor's relation and s that of the picture (object 1 minus object 2; 0
-within 18 px), the picture shows the donor's *axis* if s = v or s = -v, and its *side* too if
-s = v. Toward the opposite relation the axis stays and the side turns; toward a `turned` one, a
-quarter turn away, the axis changes.
+the donor and the rest from the prompt (an interchange intervention on the text). Pictures are
+scored for the donor's axis and side (`metrics.axis_and_side`). Toward the opposite relation the
+axis stays and the side turns; toward a `turned` one, a quarter turn away, the axis changes.
 """
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,16 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 
-from ..data.scenes import GAP, OFFSETS, RELATIONS, REVERSE
+from ..data.scenes import RELATIONS, REVERSE
 from ..model.pipeline import Model
 from ..text.batch import Encoder, TextBatch
 from ..text.counterparts import relations_said, restated
 from ..text.prepared import Prepared
 from .sweep import sweep
 
-_LEVEL = GAP / 2     # px: objects closer than this along an axis are level there
 TURNED = torch.tensor([2, 3, 0, 1, 5, 4, 7, 6])  # above -> left, upper left -> upper right, ...
 TOKEN_SETS = ("relation", "shape2", "shape1", "colour1+colour2", "filler+end",
               "relation+shape2")
@@ -64,24 +60,12 @@ def _picked(text: TextBatch, row: int, wanted: str, inside: bool = True) -> list
     return chosen
 
 
-def axis_and_side(dx: ArrayLike, dy: ArrayLike,
-                  relations: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Which pictures [B] show the axis, and which the side too, of their relation [B]; dx, dy [B]
-    in px, NaN (no two objects found) shows neither."""
-    offset = np.stack([np.asarray(dx), np.asarray(dy)], 1).astype(float)
-    shown = np.where(np.abs(offset) > _LEVEL, np.sign(offset), 0)
-    named = OFFSETS.numpy()[np.asarray(relations)]
-    side = (shown == named).all(1)
-    return side | (shown == -named).all(1), side
-
-
 def exchange_tokens(model: Model, prompts: Sequence[str], sets: Sequence[str] = TOKEN_SETS,
                     per_prompt: int = 1, seed: int = 1, **options) -> pd.DataFrame:
     """Every prompt as it is, and with each set of tokens from its opposite and its turned donor.
 
-    Frame of `metrics.score` plus condition, seed, kind (own, opposite, turned), tokens, and axis
-    and side: whether the picture shows them (of the donor; of the prompt where kind is own), False
-    where the two objects are not found. Raises ValueError for a prompt without a relation.
+    Frame of `sweep` plus kind (own, opposite, turned), tokens and target; axis and side are the
+    donor's, or the prompt's where kind is own. Raises ValueError for a prompt without a relation.
     """
     said = relations_said(prompts)
     conditions = [("own", "none"),
@@ -101,8 +85,7 @@ def exchange_tokens(model: Model, prompts: Sequence[str], sets: Sequence[str] = 
     frame = sweep(replace(model, encoder=encoder), rows, [" ".join(c) for c in conditions], (),
                   per_prompt, seed, scored=scored, **options)
     targets = np.array(wanted).reshape(len(prompts), 1, count).repeat(per_prompt, 1).flatten()
-    axis, side = axis_and_side(frame["dx"], frame["dy"], targets)
     each = len(frame) // count
     return frame.assign(kind=[k for k, _ in conditions] * each,
-                        tokens=[t for _, t in conditions] * each, axis=axis, side=side,
+                        tokens=[t for _, t in conditions] * each,
                         target=[RELATIONS[t] for t in targets])

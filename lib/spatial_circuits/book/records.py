@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.metrics import DISTANCES, METRICS
+from ..data.metrics import DISTANCES, METRICS, PARTS
 from ..model.pipeline import Model
 from ..model.precision import has_bf16_units
 from ..text.identity import tensors_hash
@@ -31,7 +31,7 @@ from .execute import WRITE
 from .frozen import load_frozen, save_frozen
 from .sources import code_hash, qualified_name
 
-_NUMBERS = (*METRICS, *DISTANCES)
+_NUMBERS = (*METRICS, *PARTS, *DISTANCES)
 
 
 class Records:

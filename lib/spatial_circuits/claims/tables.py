@@ -18,12 +18,13 @@ from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
 from ..analyses.weight_maps import screen_words
 from ..data.captions import ROLES
-from ..data.metrics import METRICS, prompt_set
+from ..data.metrics import METRICS, PARTS, prompt_set
 from ..data.scenes import REVERSE
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import relations_said
 
+OUTCOMES = METRICS + PARTS
 EARLY_STEPS = slice(0, 7)  # over which a relation's vector is averaged: while places are open
 
 
@@ -35,9 +36,9 @@ def records(frame: pd.DataFrame, digits: int = 6) -> list[dict]:
 
 
 def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
-    """Mean and 95 % interval over prompts of every metric, by the columns `by`, as records."""
+    """Mean and 95 % interval over prompts of every metric, axis and side, by the columns `by`."""
     table = summarise(frame, by)
-    return records(table[table.index.get_level_values("metric").isin(METRICS)])
+    return records(table[table.index.get_level_values("metric").isin(OUTCOMES)])
 
 
 def require_obeyed(model: Model, prompts: Sequence[str], per_prompt: int = 1,
@@ -112,7 +113,7 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
         frame = ablate(model, prompts, sets, per_prompt, seed, mean, **options)
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
             "kind": f"{role} hidden" if role else kind, "when": when,
-            "effects": records(effects(frame))}
+            "effects": records(effects(frame, OUTCOMES))}
 
 
 def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
@@ -142,4 +143,5 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
             "heads": len(heads_of(model)), "found": records(circuit.trace.drop(columns="head")),
             "tests": {m: records(shares(tested, m).rename_axis("condition"))
                       for m in ("loose", "shape", "unique_binding")},
-            "without": records(effects(together)), "injection": metric_means(moved, "condition")}
+            "without": records(effects(together, OUTCOMES)),
+            "injection": metric_means(moved, "condition")}

@@ -19,7 +19,7 @@ from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import counterpart, relations_said
 from ..text.wordings import supported
-from .tables import metric_means, records, require_obeyed
+from .tables import OUTCOMES, metric_means, records, require_obeyed
 
 PROMPT_ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # of every prompt
 WINDOWS = {"steps 0-1": range(0, 2), "steps 2-4": range(2, 5), "steps 5-8": range(5, 9),
@@ -40,7 +40,7 @@ def run_tokens(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
     require_obeyed(model, prompts, per_prompt, seed)
     frame = mask_roles(model, prompts, groups, per_prompt, seed, progress=progress)
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
-            "effects": records(effects(frame)),
+            "effects": records(effects(frame, OUTCOMES)),
             "shares": records(shares(frame).rename_axis("condition"))}
 
 
@@ -137,5 +137,6 @@ def run_robustness(model: Model, prompts: Sequence[str], per_prompt: int = 1, se
                 table = records(alignment(moved, v[role], vectors[role]))
                 rows += [{"token": role, "family": family, **r} for r in table]
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
-            "unread": supported(model.encoder, prompts), "effects": records(effects(frame)),
-            "ratio": records(ratio), "lean": records(lean), "shifts": rows}
+            "unread": supported(model.encoder, prompts),
+            "effects": records(effects(frame, OUTCOMES)), "ratio": records(ratio),
+            "lean": records(lean), "shifts": rows}

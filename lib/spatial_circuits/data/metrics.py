@@ -26,16 +26,30 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 
 from .captions import PHRASE_RELATION, PHRASES, parse
 from .detect import check_mode, detect_batch
 from .render import render
-from .scenes import ALIGN, COLORS, OFFSETS, RELATIONS, SHAPES, SIZE, Scenes, sample_scenes, uniform
+from .scenes import (
+    ALIGN,
+    COLORS,
+    GAP,
+    OFFSETS,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    Scenes,
+    sample_scenes,
+    uniform,
+)
 
 METRICS = ("shape", "color", "exist_binding", "unique_binding", "loose", "strict")
+PARTS = ("axis", "side")    # of the relation, see `axis_and_side`
 DISTANCES = ("dx", "dy")
 BASELINES = ("random_relation", "bag_of_words")
 PROMPT_SETS = ("264", "96", "22")
+_LEVEL = GAP / 2     # px: objects closer than this along an axis are level there
 MARGIN = 25  # a colour passes if each channel is closer than this to pure red or blue
 _PURE = np.array([(255, 0, 0), (0, 0, 255)])  # in the order of COLORS
 _CHUNK = 1024  # images rendered at once
@@ -154,6 +168,21 @@ def score(images: torch.Tensor, prompts: Sequence[str], mode: str = "clean",
     frame = wanted[["relation", "phrase", "pair"]].copy()
     frame.insert(0, "prompt", list(prompts))
     return frame.assign(**dict(zip(METRICS, values)), dx=d[:, 0], dy=d[:, 1])
+
+
+def axis_and_side(dx: ArrayLike, dy: ArrayLike,
+                  relations: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures [B] show the axis, and which the side too, of their relation [B], its number.
+
+    With offset v = (sign x, sign y) of the relation and s that of the picture (object 1 minus
+    object 2, dx and dy [B] in px; 0 within 18 px), it shows the axis if s = v or s = -v, and the
+    side too if s = v. NaN (no two objects found) shows neither.
+    """
+    offset = np.stack([np.asarray(dx), np.asarray(dy)], 1).astype(float)
+    shown = np.where(np.abs(offset) > _LEVEL, np.sign(offset), 0)
+    named = OFFSETS.numpy()[np.asarray(relations)]
+    side = (shown == named).all(1)
+    return side | (shown == -named).all(1), side
 
 
 def _scenes(prompts: Sequence[str], images_per_prompt: int, seed: int, preset: str,
