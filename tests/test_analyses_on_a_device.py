@@ -17,6 +17,7 @@ from spatial_circuits.analyses import (
     arithmetic,
     attribution,
     circuit,
+    curves,
     evaluation,
     factors,
     heads,
@@ -120,6 +121,10 @@ def circuits(model):
     yield circuit.heads_by_attention(model, [TOLD], steps=1)[2]
     yield circuit.tests(model, [TOLD], parts.heads, random=1, steps=1)
     yield circuit.prune(model, [TOLD], parts.heads, steps=1)
+    orders = curves.random_orders(model, 1)
+    yield curves.keep_and_remove(model, [TOLD], orders, [2], "resample", steps=1)
+    found = curves.rankings(model, [TOLD], steps=2)
+    yield torch.tensor(found["patching"])
 
 
 class Draughtsman:

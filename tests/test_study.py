@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from spatial_circuits.analyses.ablation import mean_outputs
 from spatial_circuits.analyses.heads import heads_of
 from spatial_circuits.claims import tables as study
 from spatial_circuits.data.metrics import METRICS, prompt_set
@@ -58,6 +59,22 @@ def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
     assert {"relation 1", "random 1"} <= {r["condition"] for r in record["injection"]}
     for part in ("injection", "without"):
         assert {"axis", "side"} < {r["metric"] for r in record[part]}
+
+
+def test_curves_compare_the_rankings_with_random_orders(rte_model, monkeypatch):
+    monkeypatch.setattr(study, "mean_outputs", lambda model, prompts: mean_outputs(model, prompts[:22]))
+    monkeypatch.setattr(study, "curve_sizes", lambda heads: [0, 6, 18, heads])
+    record = plain(study.run_curves(rte_model, prompt_set("264")[3::66], orders=1))
+    assert record["prompts"] + record["discovery_prompts"] == 4 and record["random_circuits"] == 2
+    methods = {"patching", "attribution", "synopsis", "screen"}
+    assert {r["order"] for r in record["numbers"]} == methods | {"random"}
+    assert all(sorted(order) == sorted(record["rankings"]["screen"])
+               for order in record["rankings"].values())
+    cpr = {r["order"]: r["value"] for r in record["numbers"] if r["number"] == "CPR"}
+    assert cpr["patching"] > cpr["random"]
+    assert {r["kind"] for r in record["kinds"]} == {"mean", "zero", "resample"}
+    with pytest.raises(ValueError, match="3 prompts and 1 random orders; curves need at least 4"):
+        study.run_curves(rte_model, prompt_set("264")[:3], orders=1)
 
 
 @pytest.mark.parametrize("options, message", [

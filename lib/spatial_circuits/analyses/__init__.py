@@ -12,6 +12,7 @@ second_judge  the same verdicts by other means: how far scores hang on the detec
 ablation    scores without heads, or with a role's tokens hidden from them
 patching    interchange interventions between two prompts that differ in one factor
 circuit     the heads that carry shape, colour and relation, and three tests of them
+curves      faithfulness over the size of a circuit, and what it says of a ranking of heads
 synopsis    attention from each object's image tokens to each role of the prompt
 weight_maps what a head would attend to, from the weights alone: QK and OV maps, ramps
 injection   relations written into the residual stream by hand

@@ -105,7 +105,7 @@ def second_scores(images: Tensor, prompts: Sequence[str]) -> pd.DataFrame:
 def _verdicts(found: list[Thing], prompt: str) -> tuple[bool, ...]:
     """The six metrics of one picture, as chapter 5 defines them."""
     said = parse(prompt)
-    shapes = [SHAPES[s] for s in said.shape]
+    shapes = [None if s is None else SHAPES[s] for s in said.shape]
     colors = [None if c is None else COLORS[c] for c in said.color]
 
     def two(fits) -> bool:

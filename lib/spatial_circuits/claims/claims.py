@@ -78,7 +78,7 @@ CLAIMS = (
           "8 of 30 object pairs non-trivial", "not planned yet"),
 )
 
-FILES = ("synopsis", "screen", "ablation", "circuit", "tokens", "factors", "arithmetic",
+FILES = ("synopsis", "screen", "ablation", "circuit", "curves", "tokens", "factors", "arithmetic",
          "robustness")
 
 KINDS = {"rte": "random", "rte-nopos": "bag"}  # by encoder; all others are contextual

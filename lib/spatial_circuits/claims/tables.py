@@ -11,6 +11,13 @@ from torch import Tensor
 
 from ..analyses.ablation import ablate, mask_roles, mean_outputs
 from ..analyses.circuit import CIRCUIT_ROLES, find_circuit, shares, tests
+from ..analyses.curves import (
+    curve_sizes,
+    faithfulness,
+    keep_and_remove,
+    random_orders,
+    rankings,
+)
 from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
@@ -145,3 +152,35 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
                       for m in ("loose", "shape", "unique_binding")},
             "without": records(effects(together, OUTCOMES)),
             "injection": metric_means(moved, "condition")}
+
+
+def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int = 12,
+               progress: bool = False) -> dict:
+    """How good each ranking of heads is: faithfulness over circuit size, CPR, CMD and ordered
+    weakening, beside random orders; and the same by three kinds of ablation (chapter 11).
+
+    Heads are ranked on every fourth prompt and tested on the rest. Raises ValueError for fewer than
+    four prompts, no random order, or a model that never obeys a relation.
+    """
+    if len(prompts) < 4 or orders < 1:
+        raise ValueError(f"{len(prompts)} prompts and {orders} random orders; curves need at least "
+                         "4 prompts, as heads are ranked on every fourth, and one order")
+    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+    require_obeyed(model, held_out, 1, seed)
+    found, sizes = rankings(model, discovery, seed), curve_sizes(len(heads_of(model)))
+    mean = mean_outputs(model, prompt_set("264"))
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
+    drawn = random_orders(model, orders, seed)
+    ours = keep_and_remove(model, held_out, found, sizes, "mean", mean, **options)
+    null = keep_and_remove(model, held_out, drawn, sizes, "mean", mean, ("keep",), **options)
+    curves, numbers = faithfulness(pd.concat([ours, null[null["order"] != ""]]))
+    by_kind = [numbers[numbers["order"] == "patching"].assign(kind="mean")]
+    for kind in ("zero", "resample"):
+        one = {"patching": found["patching"]}
+        frame = keep_and_remove(model, held_out, one, sizes, kind, **options)
+        by_kind.append(faithfulness(frame)[1].assign(kind=kind))
+    return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
+            "random_circuits": orders * len([k for k in sizes if 0 < k < sizes[-1]]),
+            "rankings": {m: [head_name(*h) for h in order] for m, order in found.items()},
+            "curves": records(curves), "numbers": records(numbers),
+            "kinds": records(pd.concat(by_kind))}

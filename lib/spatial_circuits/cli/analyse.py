@@ -131,6 +131,14 @@ def _circuit(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 
     return record
 
 
+def _curves(net, prompts, seed: SeedOption = 1, orders: Count = 12):
+    """How good each ranking of heads is, by faithfulness over circuit size (chapter 11)."""
+    from ..claims.tables import run_curves
+    record = run_curves(net, prompts, seed, orders, progress=True)
+    _pivot(record["numbers"], ["order"], "number", "value")
+    return record
+
+
 def _factors(net, prompts, permutations: Count = 1000):
     """What a token's embedding holds, and which heads read it (chapters 13 and 14)."""
     from ..claims.text_tables import run_factors
@@ -178,6 +186,7 @@ def _pivot(rows: list[dict], index: list[str], columns: str, values: str, digits
 
 ANALYSES = (
     _evaluate, _analysis(_synopsis, spread=True, prompts="96"), _analysis(_screen, spread=True),
-    _analysis(_ablate, spread=True), _analysis(_circuit, spread=True), _analysis(_tokens, limit=88),
+    _analysis(_ablate, spread=True), _analysis(_circuit, spread=True),
+    _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
     _analysis(_factors), _analysis(_arithmetic, limit=22), _analysis(_robustness),
 )
