@@ -161,9 +161,9 @@ verdicts.rename(columns={c: f"{c}: {texts[c]}" for c in verdicts})
 # %%
 held = {how: (verdicts.loc[group] == "holds").sum()
         for how, group in (("biased", biased), ("unbiased", unbiased))}
-Markdown("\n".join(f"- {c}: holds in {held['biased'][c]} of {len(biased)} runs with the "
-                   f"bias, in {held['unbiased'][c]} of {len(unbiased)} without."
-                   for c in verdicts))
+Markdown("\n".join(
+    f"- {c}: holds in {held['biased'][c]} of {len(biased)} runs with the bias, in "
+    f"{held['unbiased'][c]} of {len(unbiased)} without." for c in verdicts))
 
 # %% [markdown]
 # ## A part run again

@@ -32,6 +32,6 @@ def experiment(folder: Path) -> dict:
 if __name__ == "__main__":
     ours = tuple(name for name, *_ in VARIANTS.values())
     others = [e for e in json.loads(OUT.read_text()) if not e["name"].startswith(ours)]
-    runs = [experiment(p.parent) for p in sorted(HERE.glob("*/log.jsonl"))]
+    runs = [experiment(p.parent) for p in sorted(HERE.glob("rte-[0-9]*/log.jsonl"))]
     write_json(OUT, others + runs)
     print(f"{len(runs)} runs")
