@@ -26,6 +26,7 @@ from spatial_circuits.analyses import (
     repair,
     robustness,
     second_judge,
+    subspaces,
     sweep,
     synopsis,
     token_exchange,
@@ -113,6 +114,10 @@ def patched(model):
     assert list(found) == attribution.components(model)
     yield found
     yield patching.greedy_patching(model, [TOLD], "shape", limit=1, steps=2)
+    basis = subspaces.learn_subspace(model, [TOLD], (1, 0), 1, iterations=2, steps=2)
+    yield basis.abs()
+    yield subspaces.mean_difference_subspace(model, [TOLD], "relation", 1).abs()
+    yield subspaces.subspace_effects(model, [TOLD], (1, 0), {"one": basis, "all": None}, steps=2)
 
 
 def circuits(model):

@@ -99,3 +99,17 @@ def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monke
     monkeypatch.setattr(text_tables, "counterpart", lambda prompt, factor: "red square is to the left of blue circle")
     with pytest.raises(ValueError, match="has 1 tokens of role relation and its donor"):
         run_arithmetic(no_sampling, ["red square is above blue circle"])
+
+
+def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
+    record = text_tables.run_subspaces(load("rte"), prompt_set("264")[:22:2], iterations=2, ranks=[1])
+    kinds = {"whole vector", "learned 1", "means 1", "random 1"}
+    assert {(r["site"], r["tested"], r["subspace"]) for r in record["effects"]} == {
+        (site, tested, k) for site in ("relation", "shape2", "query of L1H3")
+        for tested in ("other prompts", "other phrases") for k in kinds}
+    whole = [r["mean"] for r in record["effects"]
+             if (r["site"], r["subspace"]) == ("relation", "whole vector")]
+    assert whole == pytest.approx([1, 1], abs=1e-4)
+    json.dumps(record, allow_nan=False)
+    with pytest.raises(ValueError, match="3 prompts are too few"):
+        text_tables.run_subspaces(load("rte"), prompt_set("264")[:3])

@@ -13,6 +13,7 @@ ablation    scores without heads, or with a role's tokens hidden from them
 patching    interchange interventions between two prompts that differ in one factor
 circuit     the heads that carry shape, colour and relation, and three tests of them
 curves      faithfulness over the size of a circuit, and what it says of a ranking of heads
+subspaces   in how many dimensions a factor sits at a word or a head's query (DAS)
 synopsis    attention from each object's image tokens to each role of the prompt
 weight_maps what a head would attend to, from the weights alone: QK and OV maps, ramps
 injection   relations written into the residual stream by hand

@@ -79,7 +79,7 @@ CLAIMS = (
 )
 
 FILES = ("synopsis", "screen", "ablation", "circuit", "curves", "tokens", "factors", "arithmetic",
-         "robustness")
+         "subspaces", "robustness")
 
 KINDS = {"rte": "random", "rte-nopos": "bag"}  # by encoder; all others are contextual
 

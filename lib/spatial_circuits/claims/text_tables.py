@@ -4,15 +4,25 @@ is.
 """
 from collections.abc import Sequence
 
+import pandas as pd
 from torch import Tensor
 
 from ..analyses.ablation import mask_roles
 from ..analyses.arithmetic import arithmetic, exchanged, interchange_token
-from ..analyses.circuit import shares
+from ..analyses.circuit import heads_by_attention, shares
 from ..analyses.factors import labels, partition, relation_effects, screen_effects, token_vectors
-from ..analyses.heads import INTACT
+from ..analyses.heads import INTACT, head_name
+from ..analyses.intervals import mean_interval
 from ..analyses.robustness import alignment, robustness, shifts
+from ..analyses.subspaces import (
+    Site,
+    learn_subspace,
+    mean_difference_subspace,
+    random_subspace,
+    subspace_effects,
+)
 from ..analyses.sweep import effects
+from ..data.captions import parse
 from ..data.metrics import prompt_set
 from ..data.scenes import RELATIONS
 from ..model.pipeline import Model
@@ -140,3 +150,43 @@ def run_robustness(model: Model, prompts: Sequence[str], per_prompt: int = 1, se
             "unread": supported(model.encoder, prompts),
             "effects": records(effects(frame, OUTCOMES)), "ratio": records(ratio),
             "lean": records(lean), "shifts": rows}
+
+
+def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iterations: int = 80,
+                  ranks: Sequence[int] = (1, 2)) -> dict:
+    """In how many dimensions the relation sits at the relation word, at shape2 and at the object
+    head's query: learned subspaces beside random ones, the mean differences and the whole vector
+    (chapters 13 and 14).
+
+    Learned on every second prompt and tested on the rest, whose phrases are split so that some were
+    not seen. Raises ValueError for fewer than four prompts, or prompts whose counterparts have
+    other tokens.
+    """
+    if len(prompts) < 4:
+        raise ValueError(f"{len(prompts)} prompts are too few: subspaces are learned on half of "
+                         "them and tested on the rest; give at least four")
+    require_obeyed(model, prompts, 1, seed)
+    phrases = {p: parse(p).phrase for p in prompts}
+    held_out = list(dict.fromkeys(phrases.values()))[::4]
+    fresh = [p for p in prompts if phrases[p] in held_out]
+    known = [p for p in prompts if p not in fresh]
+    learning, testing = known[::2], known[1::2]
+    sites: dict[str, Site] = {"relation": "relation", "shape2": "shape2"}
+    reader = heads_by_attention(model, learning, seed=seed)[1]
+    sites[f"query of {head_name(*reader)}"] = reader
+    rows = []
+    for name, site in sites.items():
+        bases: dict[str, Tensor | None] = {"whole vector": None}
+        for k in ranks:
+            bases[f"learned {k}"] = learn_subspace(model, learning, site, k,
+                                                   iterations=iterations, seed=seed)
+            means = mean_difference_subspace(model, learning, site, k, seed=seed)
+            bases |= {f"means {k}": means, f"random {k}": random_subspace(len(means), k, seed)}
+        for kind, some in (("other prompts", testing), ("other phrases", fresh)):
+            found = subspace_effects(model, some, site, bases, seed=seed)
+            ends = mean_interval(found.to_numpy())
+            rows += [{"site": name, "tested": kind, "subspace": basis, "mean": mean, "low": low,
+                      "high": high, "prompts": len(some)} for basis, mean, low, high
+                     in zip(found, found.mean(), *ends)]
+    return {"prompts": len(prompts), "learning_prompts": len(learning), "seed": seed,
+            "iterations": iterations, "effects": records(pd.DataFrame(rows))}

@@ -166,6 +166,14 @@ def _arithmetic(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption
     return record
 
 
+def _subspaces(net, prompts, seed: SeedOption = 1, iterations: Count = 80):
+    """In how many dimensions words and the object head's query hold the relation (chapter 14)."""
+    from ..claims.text_tables import run_subspaces
+    record = run_subspaces(net, prompts, seed, iterations)
+    _pivot(record["effects"], ["site", "subspace"], "tested", "mean")
+    return record
+
+
 def _robustness(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
     """Other wordings, the shifts they cause, and repairs (chapter 15)."""
     from ..claims.text_tables import run_robustness
@@ -188,5 +196,6 @@ ANALYSES = (
     _evaluate, _analysis(_synopsis, spread=True, prompts="96"), _analysis(_screen, spread=True),
     _analysis(_ablate, spread=True), _analysis(_circuit, spread=True),
     _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
-    _analysis(_factors), _analysis(_arithmetic, limit=22), _analysis(_robustness),
+    _analysis(_factors), _analysis(_arithmetic, limit=22),
+    _analysis(_subspaces, limit=66), _analysis(_robustness),
 )

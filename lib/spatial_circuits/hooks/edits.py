@@ -112,16 +112,25 @@ class _FromSample(Edit):
 
 class Patch(_FromSample):
     """Interchange intervention: take a stage of heads (output, pattern, value, query or key) from
-    sample `source` [S] of the same batch."""
+    sample `source` [S] of the same batch; with `basis` [d, k], orthonormal, only the part of it in
+    that subspace. Raises ValueError for a basis that is no matrix of at most d columns."""
 
     def __init__(self, source: Tensor, where: Heads | Tensor | None = None, stage: str = "output",
-                 **scope):
+                 basis: Tensor | None = None, **scope):
         _check_stage(stage)
         super().__init__(source, where, **scope)
-        self.stage = stage
+        if basis is not None and (basis.ndim != 2 or basis.shape[1] > basis.shape[0]):
+            raise ValueError(f"the basis of Patch has shape {tuple(basis.shape)}; it must be "
+                             "[d, k] with k at most d")
+        self.stage, self.basis = stage, basis
 
     def act(self, call: Call, active: Tensor) -> None:
-        _put(call, self.stage, active, getattr(call, self.stage)[self.taken])
+        old = getattr(call, self.stage)
+        new = old[self.taken]
+        if self.basis is not None:
+            basis = self.basis.to(old)
+            new = old + (new - old) @ basis @ basis.T
+        _put(call, self.stage, active, new)
 
 
 class Replace(Edit):

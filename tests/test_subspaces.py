@@ -1,0 +1,101 @@
+"""Subspaces: the whole vector is an exact interchange, a planted direction is found, nulls are not."""
+import numpy as np
+import pytest
+import torch
+
+from spatial_circuits.analyses.patching import prediction_effects
+from spatial_circuits.analyses.subspaces import (
+    learn_subspace,
+    mean_difference_subspace,
+    random_subspace,
+    subspace_effects,
+)
+from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.hooks.edits import Patch
+from spatial_circuits.model.store import load
+
+PROMPTS = prompt_set("264")[:6]
+OTHERS = prompt_set("264")[44:50]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return load("rte")
+
+
+def test_the_whole_query_is_what_patching_the_query_does(net):
+    exact = prediction_effects(net, PROMPTS, "relation", {"q": [(1, 3)]}, "denoising", "query",
+                               steps=4, every=2)
+    ours = subspace_effects(net, PROMPTS, (1, 3), {"all": None}, steps=4, every=2)
+    np.testing.assert_allclose(ours["all"], exact["q"], atol=1e-4)
+
+
+def test_the_whole_text_is_the_clean_prompt(net):
+    """With random tokens a prompt and its opposite differ in the relation word alone."""
+    found = subspace_effects(net, PROMPTS, "relation", {"all": None, "none": torch.zeros(128, 1)},
+                             steps=4)
+    np.testing.assert_allclose(found["all"], 1, atol=1e-4)
+    np.testing.assert_allclose(found["none"], 0, atol=1e-4)
+    at_shape = subspace_effects(net, PROMPTS, "shape2", {"all": None}, steps=4)
+    np.testing.assert_allclose(at_shape["all"], 0, atol=1e-4)
+
+
+def test_a_learned_direction_beats_a_random_one_on_prompts_not_seen(net):
+    basis = learn_subspace(net, PROMPTS, (1, 3), 1, iterations=24, steps=4, every=2)
+    assert basis.shape == (32, 1) and basis.norm() == pytest.approx(1, abs=1e-5)
+    bases = {"learned": basis, "random": random_subspace(32, 1, 3),
+             "means": mean_difference_subspace(net, PROMPTS, (1, 3), 1), "all": None}
+    mean = subspace_effects(net, OTHERS, (1, 3), bases, steps=4, every=2).mean()
+    assert mean["all"] > 0.1 and mean["learned"] > 0.5 * mean["all"]
+    assert mean["random"] < 0.5 * mean["learned"] and mean["means"] > mean["random"]
+
+
+def test_a_planted_direction_is_found(tiny):
+    """A text in which opposite relations differ along one axis alone: rank 1 finds it, by the
+    gradient and by the means, and nothing is left over."""
+    from dataclasses import replace
+
+    axis = torch.nn.functional.normalize(torch.randn(128, generator=torch.Generator()
+                                                     .manual_seed(7)), dim=0)
+
+    class Planted:
+        dim = tiny.encoder.dim
+
+        def encode(self, prompts):
+            text = tiny.encoder.encode(prompts)
+            told = torch.tensor([[r == "relation" for r in row] for row in text.roles])
+            said = torch.tensor([20.0 if "above" in p or "left" in p else -20.0 for p in prompts])
+            text.embeddings = torch.where(told[..., None], said[:, None, None] * axis,
+                                          text.embeddings)
+            return text
+    model = replace(tiny, encoder=Planted())
+    prompts = [f"{a} is {r} {b}" for a, b in (("red square", "blue circle"),
+                                              ("blue circle", "red triangle"))
+               for r in ("above", "below")]
+    basis = learn_subspace(model, prompts, "relation", 1, iterations=160, steps=2, every=1)
+    means = mean_difference_subspace(model, prompts, "relation", 1)
+    assert abs(float(axis @ means[:, 0])) > 0.999
+    found = subspace_effects(model, prompts, "relation", {"learned": basis, "means": means},
+                             steps=2, every=1).mean()
+    assert found["means"] == pytest.approx(1, abs=1e-3) and found["learned"] > 0.8
+    assert abs(float(axis @ basis[:, 0])) > 0.9
+
+
+def test_the_same_seed_gives_the_same_basis(tiny, one_thread):
+    first, second = (learn_subspace(tiny, PROMPTS[:2], "relation", 2, iterations=3, steps=2, every=1)
+                     for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.allclose(first.T @ first, torch.eye(2), atol=1e-5)
+
+
+def test_bad_input_is_refused(tiny):
+    with pytest.raises(ValueError, match="rank is 9; the site has 1 to 8 dimensions"):
+        learn_subspace(tiny, PROMPTS[:2], (1, 0), 9, steps=2)
+    with pytest.raises(ValueError, match="L7H0 is out of range"):
+        learn_subspace(tiny, PROMPTS[:2], (7, 0), 1, steps=2)
+    with pytest.raises(ValueError, match="basis 'x' has 3 dimensions; the site has 8"):
+        subspace_effects(tiny, PROMPTS[:2], (1, 0), {"x": torch.zeros(3, 1)}, steps=2)
+    with pytest.raises(ValueError, match="every is 0"):
+        subspace_effects(tiny, PROMPTS[:2], (1, 0), {"x": None}, steps=2, every=0)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\); it must be \[d, k\]"):
+        Patch(torch.tensor([0]), [(0, 0)], basis=torch.zeros(2, 3))
