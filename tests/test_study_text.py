@@ -102,7 +102,7 @@ def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monke
 
 
 def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
-    record = text_tables.run_subspaces(load("rte"), prompt_set("264")[:22:2], iterations=2, ranks=[1])
+    record = text_tables.run_subspaces(load("rte"), prompt_set("264")[:16:2], iterations=2, ranks=[1])
     kinds = {"whole vector", "learned 1", "means 1", "random 1"}
     assert {(r["site"], r["tested"], r["subspace"]) for r in record["effects"]} == {
         (site, tested, k) for site in ("relation", "shape2", "query of L1H3")
