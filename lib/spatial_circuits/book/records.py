@@ -149,13 +149,15 @@ class Records:
         return {**max(gaps, key=lambda gap: gap["difference"]), **spent}
 
     def checked(self) -> pd.DataFrame:
-        """A row for each slow call: where and in what time it was made, and what the part that was
-        run again says: pictures, loose then and now, and the share of equal verdicts."""
-        columns = ["call", "on", "seconds", "read", "pictures again", "loose then", "loose now",
-                   "same verdict", "difference", "seconds now"]
-        table = pd.DataFrame(self.rows)
-        table = table.reindex(columns=[c for c in columns if c in table])
-        return table.drop_duplicates().reset_index(drop=True)
+        """A row for each slow function: how often it was called, where, and the seconds it took
+        when it was recorded; and, of the part that was run again, pictures, loose then and now, the
+        share of equal verdicts (or the relative difference of tensors), and seconds."""
+        table = pd.DataFrame(self.rows).assign(calls=1)
+        sums = {"calls": "sum", "seconds": "sum", "on": "first", "read": "sum",
+                "pictures again": "sum", "loose then": "mean", "loose now": "mean",
+                "same verdict": "mean", "difference": "max", "seconds now": "sum"}
+        used = {name: how for name, how in sums.items() if name in table}
+        return table.groupby("call", sort=False).agg(used)
 
 
 def compare_frames(then: pd.DataFrame, now: pd.DataFrame) -> dict:
