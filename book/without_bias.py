@@ -121,10 +121,9 @@ single = [n for n in runs if counts[n] == 1]
 Markdown(f"""
 Layers of the heads by role, all runs of a kind together:
 {'; '.join(f"{role} {d['biased']} with the bias, {d['unbiased']} without"
-           for role, d in depth.items())}. The relation is carried by
-{min(counts[n] for n in biased)} to {max(counts[n] for n in biased)} heads with the bias
-and by {min(counts[n] for n in unbiased)} to {max(counts[n] for n in unbiased)} without;
-runs with a single relation head: {len(single)} of {len(runs)}.
+           for role, d in depth.items())}. Heads that carry the relation, run by run:
+{[counts[n] for n in biased]} with the bias, {[counts[n] for n in unbiased]} without;
+runs with a single one: {len(single)} of {len(runs)}.
 """)
 
 # %% [markdown]
@@ -155,15 +154,27 @@ def judged(name: str) -> dict[str, str]:
     return {c: found[c].status for c in ("C5", "C6", "C7", "C8", "C9")}
 
 verdicts = pd.DataFrame({name: judged(name) for name in runs}).T
-texts = {c.id: c.text for c in claims.CLAIMS}
-verdicts.rename(columns={c: f"{c}: {texts[c]}" for c in verdicts})
+verdicts
 
 # %%
+texts = {c.id: c.text for c in claims.CLAIMS}
 held = {how: (verdicts.loc[group] == "holds").sum()
         for how, group in (("biased", biased), ("unbiased", unbiased))}
 Markdown("\n".join(
-    f"- {c}: holds in {held['biased'][c]} of {len(biased)} runs with the bias, in "
-    f"{held['unbiased'][c]} of {len(unbiased)} without." for c in verdicts))
+    f"- {c} ({texts[c]}): with the bias {held['biased'][c]} of {len(biased)} runs, "
+    f"without {held['unbiased'][c]} of {len(unbiased)}." for c in verdicts))
+
+# %% [markdown]
+# What the judges saw of C6 and C8, run by run. The vector of C8 is added to the position embedding, where the
+# stream begins; heads of a later layer speak into a stream that other blocks have already changed.
+
+# %%
+def seen(claim: str) -> list[str]:
+    """The sentence of each run."""
+    return [f"- {claim}, {name}: {claims.evidence(folder)[claim].ours}"
+            for name, folder in runs.items()]
+
+Markdown("\n".join([*seen("C6"), *seen("C8")]))
 
 # %% [markdown]
 # ## A part run again
