@@ -7,13 +7,18 @@ SCALE   ?=
 # Notebooks, or files of tests, at a time.
 JOBS    ?= 2
 ENCODER ?= rte
+# The populations of `make study`, and where they run: local, slurm, or another profile's folder.
+STUDY   ?= workflow/study.yaml
+PROFILE ?= local
 ARGS    ?=
 
 BIN   := .venv/bin
 READY := .venv/.ready
+STUDY_READY := .venv-study/.ready
+SNAKEMAKE = .venv-study/bin/snakemake --snakefile workflow/Snakefile --configfile $(STUDY)
 
 .DEFAULT_GOAL := help
-.PHONY: help book refresh test browser lab train bench clean
+.PHONY: help book refresh test browser slurm lab train study bench clean
 
 help:
 	@echo "make book     run every notebook in _build, then build _build/html/index.html  (SCALE=smoke: a quick variant)"
@@ -21,6 +26,7 @@ help:
 	@echo "make test     run the tests                                                    (ARGS='-k scenes -x')"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make train    train a model                                                    (ENCODER=rte ARGS='...')"
+	@echo "make study    train and measure the populations of STUDY                       (PROFILE=slurm JOBS=2 ARGS='-n')"
 	@echo "make bench    run the benchmarks"
 	@echo "make clean    remove built pages and caches, encoded scenes and kept results too; .venv stays"
 
@@ -36,7 +42,7 @@ book: $(READY)
 refresh: $(READY)
 	$(BIN)/spatial-circuits run-book --jobs $(JOBS) --in-place
 
-test: $(READY) browser
+test: $(READY) $(STUDY_READY) browser slurm
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The pages are tested in Debian's Chromium, installed where that is possible; without one, those tests are skipped.
@@ -44,12 +50,27 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || echo "no Chromium: browser tests will be skipped"
 
+# Snakemake has an environment of its own: it wants older packages than the book.
+$(STUDY_READY): workflow/requirements.txt
+	$(PYTHON) -m venv .venv-study
+	.venv-study/bin/pip install -q -r workflow/requirements.txt
+	@touch $@
+
+# The study is tested through a real Slurm on this machine, installed where that is possible; else that test is skipped.
+slurm:
+	@command -v slurmctld >/dev/null || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; } || echo "no Slurm: its test will be skipped"
+
 lab: $(READY)
 	@$(BIN)/jupyter trust book/*.ipynb >/dev/null  # else JupyterLab would not run the interactive figures in their outputs
 	$(BIN)/jupyter lab --notebook-dir book $(ARGS)
 
 train: $(READY)
 	$(BIN)/spatial-circuits train --encoder $(ENCODER) $(ARGS)
+
+# After a kill the same command goes on: finished files stay, a training run resumes from its checkpoint.
+study: $(READY) $(STUDY_READY)
+	$(BIN)/python workflow/locked.py runs/.study.lock $(SNAKEMAKE) --nolock --profile $(if $(wildcard workflow/profiles/$(PROFILE)),workflow/profiles/)$(PROFILE) --jobs $(JOBS) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -s $(ARGS)

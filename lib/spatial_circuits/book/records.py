@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..files import cache_folder
 from ..data.metrics import DISTANCES, METRICS, PARTS
 from ..model.pipeline import Model
 from ..model.precision import has_bf16_units
 from ..text.identity import tensors_hash
-from ..training.scene_cache import cache_folder
 from .execute import WRITE
 from .frozen import load_frozen, save_frozen
 from .sources import code_hash, qualified_name

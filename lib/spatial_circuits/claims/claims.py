@@ -23,6 +23,7 @@ from .judges import TUNED, Evidence, judged
 
 ORDER = ("color", "shape", "unique_binding", "loose")  # C2: the order of learning
 NAMES = {"color": "colour", "shape": "shape", "unique_binding": "binding", "loose": "relation"}
+FEWEST = 4  # scored records of a log below which it tells no order
 RARE = 0.1  # a share of pictures below which no share of them is taken
 
 REACHED, MISSED = 0.95, 0.5  # of the ceiling: a task counts as learned above, as missed below
@@ -79,7 +80,7 @@ CLAIMS = (
 )
 
 FILES = ("synopsis", "screen", "ablation", "circuit", "curves", "tokens", "factors", "arithmetic",
-         "subspaces", "robustness")
+         "subspaces", "robustness", "exchange")
 
 KINDS = {"rte": "random", "rte-nopos": "bag"}  # by encoder; all others are contextual
 
@@ -89,7 +90,7 @@ TESTED = {"random": ("C1", "C2", "C5", "C6", "C7", "C8", "C9", "C14"),
           "contextual": ("C1", "C2", "C10", "C11", "C12", "C13", "C14", "C15")}  # by kind of model
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming the file if there is none, or it holds no object."""
     try:
         record = json.loads(path.read_text())
@@ -102,7 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _entry(folder: Path, file: str, key: str) -> Any:
     """An entry of a JSON file of a folder. Raises ValueError naming the file if it has none."""
-    record = _read(folder / f"{file}.json")
+    record = read_record(folder / f"{file}.json")
     if key not in record:
         raise ValueError(f"{folder / file}.json has no entry {key!r}; it has "
                          f"{', '.join(record) or 'none'}")
@@ -121,7 +122,7 @@ def kind(folder: Path) -> str:
 def read(folder: Path) -> dict[str, dict]:
     """The tables of FILES that the folder holds, by name. Raises ValueError for a broken file."""
     paths = {name: folder / f"{name}.json" for name in FILES}
-    return {name: _read(path) for name, path in paths.items() if path.exists()}
+    return {name: read_record(path) for name, path in paths.items() if path.exists()}
 
 
 def folder_of(model: str | Path) -> Path:
@@ -191,7 +192,7 @@ def learned_in_order(log: list[dict]) -> Evidence:
 def unbiased(folder: Path) -> bool:
     """Whether the training captions named either object first alike, as the paper's do."""
     path = folder / "recipe.json"
-    return not path.exists() or _read(path).get("first_up", 0.5) == 0.5
+    return not path.exists() or read_record(path).get("first_up", 0.5) == 0.5
 
 
 def _compared(folder: Path, found: Evidence) -> Evidence:
@@ -215,7 +216,7 @@ def evidence(folder: Path) -> dict[str, Evidence]:
         out["C4"] = _compared(folder, judged(share < MISSED, said))
         out["C3"] = _judged(folder, files, judges.bag_of_words, found)
     log = history(folder)
-    if any("loose" in r for r in log):
+    if sum("loose" in r for r in log) >= FEWEST:
         out["C2"] = _compared(folder, learned_in_order(log))
     tables = read(folder)
     for claim, (judge, needs) in judges.JUDGES.items():
@@ -237,17 +238,25 @@ def _judged(folder: Path, files: tuple[str, ...], judge: Callable[..., Any], *ta
                          "write the whole table with the command of that name") from error
 
 
+def verdicts(folder: Path) -> dict[str, Evidence]:
+    """`evidence` on the claims that this kind of model is about, by claim; what was tuned to the
+    paper is not compared with it. Raises ValueError as `evidence` and `kind` do."""
+    out, encoder = {}, _entry(folder, "text", "name")
+    for claim, one in evidence(folder).items():
+        if tuned := TUNED.get((claim, encoder)):
+            one = Evidence(0, 0, f"{one.ours}; {tuned}")
+        if claim in TESTED[kind(folder)]:
+            out[claim] = one
+    return out
+
+
 def survey(folders: list[Path]) -> dict[str, Evidence]:
     """What several models together say: each claim by the models that it is about, and
     in how many of them it holds. Raises ValueError as `evidence` and `kind` do."""
     found: dict[str, dict[str, Evidence]] = {}
     for folder in folders:
-        for claim, one in evidence(folder).items():
-            tuned = TUNED.get((claim, _entry(folder, "text", "name")))
-            if tuned:
-                one = Evidence(0, 0, f"{one.ours}; {tuned}")
-            if claim in TESTED[kind(folder)]:
-                found.setdefault(claim, {})[folder.name] = one
+        for claim, one in verdicts(folder).items():
+            found.setdefault(claim, {})[folder.name] = one
     return {claim: _together(by_model) for claim, by_model in found.items()}
 
 

@@ -22,8 +22,9 @@ from ..analyses.subspaces import (
     subspace_effects,
 )
 from ..analyses.sweep import effects
+from ..analyses.token_exchange import exchange_tokens
 from ..data.captions import parse
-from ..data.metrics import prompt_set
+from ..data.metrics import METRICS, prompt_set
 from ..data.scenes import RELATIONS
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -190,3 +191,17 @@ def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iteration
                      in zip(found, found.mean(), *ends)]
     return {"prompts": len(prompts), "learning_prompts": len(learning), "seed": seed,
             "iterations": iterations, "effects": records(pd.DataFrame(rows))}
+
+
+def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
+                 progress: bool = False) -> dict:
+    """Which words carry axis and side of the relation: pictures that show the donor's, by the
+    tokens taken from it (chapter 17). Raises ValueError for a prompt without a relation."""
+    frame = exchange_tokens(model, prompts, per_prompt=per_prompt, seed=seed, progress=progress)
+    own = frame[frame["kind"] == "own"]
+    rows = [{"kind": kind, "tokens": tokens, "axis": int(part["axis"].sum()),
+             "side": int(part["side"].sum()), "found": int(part["unique_binding"].sum()),
+             "pictures": len(part)}
+            for (kind, tokens), part in frame.groupby(["kind", "tokens"], sort=False)]
+    return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
+            "scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows}

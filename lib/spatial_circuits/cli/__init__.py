@@ -15,6 +15,7 @@ from .analyse import ANALYSES
 from .book import RUNNING
 from .draw import DRAWING
 from .train import TRAINING
+from .zoo import ZOO
 
 try:
     from typer import TyperException
@@ -27,7 +28,7 @@ SEVERAL = ("--heads", "--when")     # options that take several values: `--heads
 app = typer.Typer(name="spatial-circuits", rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, no_args_is_help=True,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for function in (*TRAINING, *ANALYSES, *DRAWING, *RUNNING):
+for function in (*TRAINING, *ANALYSES, *DRAWING, *ZOO, *RUNNING):
     app.command(function.__name__.strip("_").replace("_", "-"))(function)
 
 

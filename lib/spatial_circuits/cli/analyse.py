@@ -182,6 +182,14 @@ def _robustness(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption
     return record
 
 
+def _exchange(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1):
+    """Which words carry axis and side of the relation (chapter 17)."""
+    from ..claims.text_tables import run_exchange
+    record = run_exchange(net, prompts, images_per_prompt, seed, progress=True)
+    print(_frame(record["exchange"]).to_string(index=False))
+    return record
+
+
 def _frame(rows: list[dict]):
     import pandas as pd
     return pd.DataFrame(rows)
@@ -197,5 +205,5 @@ ANALYSES = (
     _analysis(_ablate, spread=True), _analysis(_circuit, spread=True),
     _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
     _analysis(_factors), _analysis(_arithmetic, limit=22),
-    _analysis(_subspaces, limit=66), _analysis(_robustness),
+    _analysis(_subspaces, limit=66), _analysis(_robustness), _analysis(_exchange, limit=44),
 )

@@ -1,4 +1,4 @@
-"""Commands that draw pictures, or list what can draw them."""
+"""Commands that draw pictures."""
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -6,21 +6,6 @@ import typer
 
 from ..files import check_file, writing
 from .options import Count, Device, Name, SeedOption, open_model
-
-
-def _models() -> None:
-    """List the models that ship with the package."""
-    import json
-
-    from ..model.store import find_model, names
-    for name in names():
-        folder = find_model(name)
-        text = json.loads((folder / "text.json").read_text())
-        recipe = json.loads((folder / "recipe.json").read_text())
-        options = "".join(f" {key}={value}" for key, value in text["options"].items())
-        steps = f"{recipe['steps']:,} steps of {recipe['batch']}"
-        print(f"{name:14} text encoder {text['name'] + options:14} "
-              f"{recipe['size']}, {steps}, seed {recipe['seed']}")
 
 
 def _sample(prompt: str, model: Name = "rte", count: Count = 4, seed: SeedOption = 0,
@@ -52,4 +37,4 @@ def _export(folder: Path, count: Count = 1000, seed: SeedOption = 0,
     print(f"wrote {count:,} scenes to {export(scenes, folder)}")
 
 
-DRAWING = (_models, _sample, _export)
+DRAWING = (_sample, _export)

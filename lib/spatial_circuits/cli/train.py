@@ -25,6 +25,8 @@ def _train(
     vae: Annotated[str | None, typer.Option(help="folder or hub name of another VAE")] = None,
     out: Annotated[Path | None, typer.Option(help="default: runs/ENCODER-SEED")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where a run stopped")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for a run that is still alive "
+                                       "in the folder")] = False,
     evaluate_every: Annotated[int, typer.Option(min=1, metavar="STEPS")] = 1000,
     checkpoint_every: Annotated[int, typer.Option(min=1, metavar="STEPS")] = 500,
     threads: Count = CORES,
@@ -53,7 +55,7 @@ def _train(
     coder, codec = build_encoder(text["name"], **text["options"]), load_vae(vae)
     model = train(plan, coder, codec, folder, resume=resume, device=place, text=text,
                   evaluate=monitor(plan.noise, coder, codec), evaluate_every=evaluate_every,
-                  checkpoint_every=checkpoint_every)
+                  checkpoint_every=checkpoint_every, wait=wait)
     made = save_model(folder / "model", model.cpu(), text, run=folder, command=context.obj,
                       vae=codec if vae else None,
                       precision=resolve_precision(plan.precision, place))

@@ -9,6 +9,7 @@ also have tables of the analyses; their VAE is shared, in the folder `vae`.
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
-from ..files import check_folder, recover_folder, replacing_folder
+from ..files import cache_folder, check_folder, recover_folder, replacing_folder
 from ..text.encoders import complete_record, load_encoder
 from ..text.identity import tensors_hash
+from .collections import WORKFLOW, collected, packed_entry, packed_weights
 from .noise import Noise
 from .pipeline import Model
+from .transformer import build_transformer
 from .vae import VAE
 
 HERE = Path(__file__).parents[1] / "pretrained"
@@ -34,17 +37,37 @@ def names() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """The folder of a shipped model by name, or of any that `save_model` wrote; else ValueError."""
-    folder = HERE / name if (HERE / name / "text.json").exists() else Path(name)
-    recover_folder(folder)
-    if not (folder / "text.json").exists():
-        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} "
-                         "or give a model's folder")
+    """The folder of a model: of a shipped one or one of a collection by name, or of any that
+    `save_model` wrote. A packed model is first written to the cache. Else ValueError."""
+    for folder in (HERE / name, Path(name), WORKFLOW / name):
+        recover_folder(folder)
+        if (folder / "text.json").exists():
+            return folder
+    if entry := packed_entry(name):
+        return _unpacked(str(name), entry)
+    known = ", ".join([*names(), *collected()])
+    raise ValueError(f"no model {str(name)!r}; choose from {known or 'none'} "
+                     "or give a model's folder")
+
+
+def _unpacked(name: str, entry: dict) -> Path:
+    """A folder for a packed model, in the cache, kept under a hash of its entry."""
+    mark = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:8]
+    folder = cache_folder() / "models" / mark / name
+    if (folder / "text.json").exists():
+        return folder
+    transformer = build_transformer(entry["recipe"]["size"], load_encoder(entry["text"]).dim, 0)
+    transformer.load_state_dict(packed_weights(name))
+    with tempfile.TemporaryDirectory() as run:
+        Path(run, "recipe.json").write_text(json.dumps(entry["recipe"], indent=1))
+        Path(run, "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in entry["log"]))
+        save_model(folder, transformer, entry["text"], run=run, command=entry["command"],
+                   precision=entry["precision"], tables=entry["tables"])
     return folder
 
 
 def load(name: str | Path, vae: str | Path | None = None) -> Model:
-    """A shipped model by name, or any folder that `save_model` wrote; `vae` names another VAE.
+    """A model by name or folder, as `find_model` finds it; `vae` names another VAE.
 
     Raises ValueError for an unknown name, a missing or damaged file, and an encoder or VAE that is
     not the one the model was trained with.
@@ -83,12 +106,13 @@ def load_vae(name: str | Path | None = None) -> VAE:
 
 def save_model(folder: str | Path, transformer: PixArtTransformer2DModel, text: dict,
                run: str | Path | None = None, noise: Noise | None = None, command: str = "",
-               vae: VAE | None = None, precision: str | None = None) -> Path:
+               vae: VAE | None = None, precision: str | None = None,
+               tables: dict[str, dict] | None = None) -> Path:
     """Write a model in fp16, with recipe, log and snapshots of the `run` folder that made it.
 
     text: name and options of the encoder, as from `text.encoders.text_record`. vae: what it was
-    trained with, None for the shipped one. precision: that of training, resolved. Replaces `folder`
-    as a whole. Raises ValueError, before anything is replaced, for a text that does not load or has
+    trained with, None for the shipped one. precision: that of training, resolved. tables: records
+    of analyses, by name. Replaces `folder` as a whole. Raises ValueError, before anything is replaced, for a text that does not load or has
     another dimension, weights that fp16 cannot hold, and a folder that holds files of one's own.
     """
     check_folder(folder)
@@ -102,7 +126,8 @@ def save_model(folder: str | Path, transformer: PixArtTransformer2DModel, text: 
         noise.scheduler().save_pretrained(partial / "scheduler")
         if vae is not None and info["vae"] != shipped:
             vae.save(partial / "vae")
-        records = {"text": record, "model": info, "recipe": {"noise": asdict(noise)}}
+        records = {**(tables or {}), "text": record, "model": info,
+                   "recipe": {"noise": asdict(noise)}}
         for name, content in records.items():
             (partial / f"{name}.json").write_text(json.dumps(content, indent=1))
         (partial / "command.txt").write_text(command + "\n")

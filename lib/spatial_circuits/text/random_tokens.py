@@ -98,7 +98,7 @@ class FusedTokenEncoder(RandomTokenEncoder):
         batch = super().encode(prompts)
         for i, prompt in enumerate(prompts):
             relation = parse(prompt).relation
-            if relation is None:
+            if relation is None or not self.dose:    # dose 0: the table, to the bit
                 continue
             for t in (t for t, role in enumerate(batch.roles[i]) if role == "shape2"):
                 old = batch.embeddings[i, t]

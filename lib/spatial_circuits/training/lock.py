@@ -21,8 +21,11 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def claimed(folder: Path, main: bool = True) -> Iterator[None]:
-    """Make the folder and lock it, in the main process. Left empty by a failure, it goes again."""
+def claimed(folder: Path, main: bool = True, wait: bool = False) -> Iterator[None]:
+    """Make the folder and lock it, in the main process. Left empty by a failure, it goes again.
+
+    Where another run holds it, `wait` waits for its end; else BlockingIOError.
+    """
     if not main:
         yield
         return
@@ -30,7 +33,7 @@ def claimed(folder: Path, main: bool = True) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         busy = f"{folder} is in use by another training run; wait for it or choose another folder"
-        with locked(folder, busy):
+        with locked(folder, "" if wait else busy):
             yield
     finally:
         if made:

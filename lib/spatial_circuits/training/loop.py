@@ -93,7 +93,8 @@ def update(optimizers_: list, parameters: list, clip: float, scaler=None) -> Non
 def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, resume: bool = False,
           evaluate: Callable[[torch.nn.Module], dict] | None = None, evaluate_every: int = 1000,
           checkpoint_every: int = 500, stop_at: int | None = None, progress: bool = True,
-          device: str | None = None, text: dict | None = None) -> torch.nn.Module:
+          device: str | None = None, text: dict | None = None,
+          wait: bool = False) -> torch.nn.Module:
     """Train a model in `folder` (recipe.json, run.json, log.jsonl, checkpoint-STEP.safetensors,
     snapshots/) and return the EMA weights in a model.
 
@@ -101,11 +102,12 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
     `resume`, continue from the last complete checkpoint, to the same weights as in one piece.
     `stop_at` ends early, as a kill would, after a checkpoint. `device` is cpu, cuda or cuda:N; None
     takes a GPU where there is one. `text`, name and options of the encoder, is kept to refuse
-    another on resume. SIGTERM ends the step, writes a checkpoint and leaves by SystemExit.
+    another on resume. `wait` waits while another run is going on there. SIGTERM ends the step,
+    writes a checkpoint and leaves by SystemExit.
 
     Raises ValueError for wrong values, a run of another recipe, encoder, VAE or precision, and a
     loss that is not finite (the last checkpoint is then kept); FileExistsError if the folder holds
-    a run and `resume` is off; BlockingIOError if a run is going on there.
+    a run and `resume` is off; BlockingIOError if a run is going on there and `wait` is off.
     """
     check_recipe(recipe)
     check_counts(evaluate_every=evaluate_every, checkpoint_every=checkpoint_every,
@@ -113,7 +115,7 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
     folder = Path(folder)
     accelerator = start_accelerator(recipe, device)
     main = accelerator.is_main_process
-    with claimed(folder, main):
+    with claimed(folder, main, wait):
         return _train(recipe, encoder, vae, folder, accelerator, resume, evaluate, evaluate_every,
                       checkpoint_every, min(stop_at or recipe.steps, recipe.steps),
                       progress and main, text)

@@ -6,7 +6,6 @@ flipped bit or a full disk costs a chunk, and several processes may come at once
 """
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ..data.render import render
 from ..data.scenes import sample_scenes
-from ..files import write_json
+from ..files import cache_folder, write_json
 from ..model.vae import VAE, to_unit
 from .checkpoint import tensor_hash
 from .compiling import compiled_or_eager
@@ -27,14 +26,6 @@ from .recipe import Recipe
 CHUNK = 1024                # scenes that are hashed, and encoded again, together
 BATCH = 16                  # scenes encoded together: their activations stay in a processor's cache
 COMPILE_FROM = 4096         # scenes to encode that are worth half a minute of compilation
-
-
-def cache_folder() -> Path:
-    """$SPATIAL_CIRCUITS_CACHE, else spatial-circuits in the user's cache folder (XDG)."""
-    if given := os.environ.get("SPATIAL_CIRCUITS_CACHE"):
-        return Path(given)
-    user = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(user) / "spatial-circuits"
 
 
 def vae_hash(vae: VAE) -> str:

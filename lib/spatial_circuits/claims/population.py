@@ -1,0 +1,151 @@
+"""Population: what many training runs say together; the run is the unit throughout.
+
+Runs are grouped by what they share, all but their seeds. How often a claim holds, or the relation
+is read from some word, is k of n runs with Wilson's 95 % interval.
+"""
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..analyses.intervals import wilson
+from ..model.store import HERE
+from . import claims
+
+LEVEL = 0.5  # a token set carries a part of the relation if it moves it in this share of pictures
+PARTS_BY_DONOR = {"side": "opposite", "axis": "turned"}
+
+
+def group(folder: Path) -> str:
+    """What a run shares with others: encoder and its options but the seed, size and recipe's bias.
+
+    Raises ValueError for a file that cannot be read.
+    """
+    text, recipe = (claims.read_record(folder / f"{name}.json") for name in ("text", "recipe"))
+    options = {k: v for k, v in text.get("options", {}).items() if k != "seed"}
+    words = [text["name"], *(f"{k}={v}" for k, v in options.items())]
+    if recipe.get("size", "tiny") != "tiny":
+        words.append(recipe["size"])
+    if not claims.unbiased(folder):
+        words.append("biased captions")
+    return " ".join(words)
+
+
+def verdict_rows(folders: Sequence[Path]) -> pd.DataFrame:
+    """Columns run, group, claim, held (0, 1 or missing where not comparable) and what it says."""
+    rows = []
+    for folder in folders:
+        for claim, e in claims.verdicts(folder).items():
+            rows.append({"run": folder_name(folder), "group": group(folder), "claim": claim,
+                         "held": e.held if e.runs else None, "ours": e.ours})
+    return pd.DataFrame(rows, columns=["run", "group", "claim", "held", "ours"])
+
+
+def folder_name(folder: Path) -> str:
+    """The run's name: that of the folder above, where this one is called model; the model's where
+    it ships with the package; else COLLECTION/NAME."""
+    if folder.name == "model":
+        return folder.parent.name
+    return folder.name if folder.parent == HERE else f"{folder.parent.name}/{folder.name}"
+
+
+def how_often(rows: pd.DataFrame, by: Sequence[str] = ("claim", "group")) -> pd.DataFrame:
+    """k of n runs in which `held` is 1, with Wilson's interval, by columns; missing ones left out."""
+    known = rows[rows["held"].notna()]
+    out = []
+    for key, part in known.groupby(list(by), sort=False):
+        k, n = int(part["held"].sum()), len(part)
+        low, high = wilson(k, n)
+        out.append({**dict(zip(by, key)), "held": k, "runs": n, "low": low, "high": high})
+    return pd.DataFrame(out, columns=[*by, "held", "runs", "low", "high"])
+
+
+def order_of_learning(folders: Sequence[Path]) -> pd.DataFrame:
+    """C2 run by run: images seen when each conditional score passes its level (`milestones`), and
+    held, whether they come in the paper's order. Runs whose log has fewer than
+    `claims.FEWEST` scores are left out."""
+    rows = []
+    for folder in folders:
+        log = claims.history(folder)
+        if sum("loose" in r for r in log) >= claims.FEWEST:
+            held = claims.learned_in_order(log).held
+            rows.append({"run": folder_name(folder), "group": group(folder),
+                         **claims.milestones(log), "held": held})
+    return pd.DataFrame(rows, columns=["run", "group", *claims.ORDER, "held"])
+
+
+def conditional_scores(folders: Sequence[Path]) -> pd.DataFrame:
+    """The conditional scores of every run over its images (`claims.conditional`)."""
+    parts = [pd.DataFrame(claims.conditional(claims.history(f))).assign(
+        run=folder_name(f), group=group(f)) for f in folders]
+    parts = [p for p in parts if len(p.columns) > 2]
+    if not parts:
+        return pd.DataFrame(columns=["run", "group", "images", *claims.ORDER])
+    return pd.concat(parts, ignore_index=True)[["run", "group", "images", *claims.ORDER]]
+
+
+def reading(word: float, shape2: float, both: float) -> str:
+    """From where a part of the relation is read, by the shares of pictures that follow the relation
+    word, the second shape's token, and the two together (chapter 17)."""
+    if word >= LEVEL and shape2 >= LEVEL:
+        return "either alone"
+    if word >= LEVEL or shape2 >= LEVEL:
+        return "relation word" if word >= LEVEL else "second shape"
+    return "only both" if both >= LEVEL else "elsewhere"
+
+
+def readings(exchange: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{"side": ..., "axis": ...}: `reading` of each part from the rows of an exchange table;
+    "nowhere" if the donor itself, all tokens exchanged, is not followed either.
+
+    Raises KeyError for a table without a row that it reads.
+    """
+    out = {}
+    for part, donor in PARTS_BY_DONOR.items():
+        share = {r["tokens"]: r[part] / r["pictures"] for r in exchange if r["kind"] == donor}
+        read = reading(share["relation"], share["shape2"], share["relation+shape2"])
+        out[part] = read if share["all"] >= LEVEL else "nowhere"
+    return out
+
+
+def reading_rows(folders: Sequence[Path]) -> pd.DataFrame:
+    """Columns run, group, part (side, axis) and read from; of the runs with an exchange table."""
+    rows = []
+    for folder in folders:
+        path = folder / "exchange.json"
+        if path.exists():
+            for part, where in readings(claims.read_record(path)["exchange"]).items():
+                rows.append({"run": folder_name(folder), "group": group(folder), "part": part,
+                             "read from": where})
+    return pd.DataFrame(rows, columns=["run", "group", "part", "read from"])
+
+
+def reading_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """k of n runs that read a part from each place that any run of all reads it from, by group."""
+    places = list(dict.fromkeys(rows["read from"]))
+    counted = [rows.assign(place=place, held=(rows["read from"] == place).astype(int))
+               for place in places]
+    if not counted:
+        return pd.DataFrame(columns=["part", "group", "place", "held", "runs", "low", "high"])
+    return how_often(pd.concat(counted), ("part", "group", "place"))
+
+
+def population_record(folders: Sequence[Path]) -> dict:
+    """All of the above as plain numbers for JSON; infinity (never learned) as null."""
+    verdicts, learned = verdict_rows(folders), order_of_learning(folders)
+    read = reading_rows(folders)
+    tables = {"verdicts": verdicts, "claims": how_often(verdicts), "order": learned,
+              "order_counts": how_often(learned, ("group",)),
+              "conditional": conditional_scores(folders), "reading": read,
+              "reading_counts": reading_counts(read)}
+    return {"runs": [folder_name(f) for f in folders],
+            **{name: _plain(table) for name, table in tables.items()}}
+
+
+def _plain(frame: pd.DataFrame) -> list[dict]:
+    """Rows of a frame; NaN and infinity become None."""
+    def value(x: Any) -> Any:
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+    return [{k: value(v) for k, v in row.items()} for row in frame.to_dict("records")]
