@@ -12,14 +12,6 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 
-def cache_folder() -> Path:
-    """$SPATIAL_CIRCUITS_CACHE, else spatial-circuits in the user's cache folder (XDG)."""
-    if given := os.environ.get("SPATIAL_CIRCUITS_CACHE"):
-        return Path(given)
-    user = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(user) / "spatial-circuits"
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file (UTF-8) as `writing` does."""
     with writing(path) as temporary:

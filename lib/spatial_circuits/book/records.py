@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..files import cache_folder
+from ..caches import cache_folder
 from ..data.metrics import DISTANCES, METRICS, PARTS
 from ..model.pipeline import Model
 from ..model.precision import has_bf16_units

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
-from ..files import cache_folder, check_folder, recover_folder, replacing_folder
+from ..caches import cache_folder
+from ..files import check_folder, recover_folder, replacing_folder
 from ..text.encoders import complete_record, load_encoder
 from ..text.identity import tensors_hash
 from .collections import WORKFLOW, collected, packed_entry, packed_weights

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..caches import cache_folder
 from ..data.render import render
 from ..data.scenes import sample_scenes
-from ..files import cache_folder, write_json
+from ..files import write_json
 from ..model.vae import VAE, to_unit
 from .checkpoint import tensor_hash
 from .compiling import compiled_or_eager
