@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..files import cache_folder
 from ..data.metrics import DISTANCES, METRICS, PARTS
+from ..files import cache_folder
 from ..model.pipeline import Model
 from ..model.precision import has_bf16_units
 from ..text.identity import tensors_hash
