@@ -26,7 +26,7 @@ from spatial_circuits.training.log import read_log
 SMALL = ("size=nano", "batch=2", "cache=32", "steps=9", "warmup=2", "precision=no", "compile=false")
 TINY_RUN = ["train", "--threads", "1", "--checkpoint-every", "3", "--device", "cpu",
             *(a for pair in SMALL for a in ("-p", pair))]
-SAMPLED = ("evaluate", "synopsis", "ablate", "circuit", "tokens", "arithmetic", "robustness")
+SAMPLED = ("evaluate", "synopsis", "ablate", "circuit", "tokens", "arithmetic", "robustness", "exchange")
 MEASURES = (*SAMPLED, "screen", "factors")
 
 
@@ -266,9 +266,9 @@ def test_a_folder_of_an_encoder_is_kept_by_its_full_path(monkeypatch, no_work):
 
 def test_the_shipped_models_are_listed(capsys):
     assert main(["models"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == store.names()
-    assert "text encoder minilm" in lines[0] and "3,200 steps of 128, seed 0" in lines[0]
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines][:len(store.names())] == store.names()
+    assert lines[0].split()[:4] == ["minilm", "minilm", "tiny", "0"] and "409,600" in lines[0]
 
 
 def test_analyses_write_their_tables(saved):
@@ -285,6 +285,9 @@ def test_analyses_write_their_tables(saved):
     assert main(["synopsis", "--limit", "2", "--images-per-prompt", "1", "--step", "0",
                  "--json", "synopsis.json"]) == 0  # it needs pictures that are right
     assert json.loads(Path("synopsis.json").read_text())["step"] == 0
+    assert main(["exchange", *line, "--limit", "1", "--json", "exchange.json"]) == 0
+    record = json.loads(Path("exchange.json").read_text())
+    assert len(record["exchange"]) == 15 and all(row["pictures"] == 1 for row in record["exchange"])
 
 
 @pytest.mark.parametrize("line, message", [

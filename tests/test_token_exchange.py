@@ -1,4 +1,6 @@
 """Token exchange: hybrids of two prompts, axis and side of a picture, and the fused encoder."""
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from spatial_circuits.analyses.token_exchange import (
     hybrids,
 )
 from spatial_circuits.data.captions import PHRASES, parse
-from spatial_circuits.data.metrics import axis_and_side
+from spatial_circuits.data.metrics import axis_and_side, prompt_set
 from spatial_circuits.data.scenes import OFFSETS, RELATIONS
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.text.random_tokens import FusedTokenEncoder, RandomTokenEncoder
@@ -77,9 +79,20 @@ def test_a_prompt_without_a_relation_is_refused(tiny):
 
 
 def test_a_dose_of_nothing_is_the_table():
-    prompts = ["", ABOVE, LEFT]
-    plain, fused = RandomTokenEncoder().encode(prompts), FusedTokenEncoder(0.0).encode(prompts)
-    assert torch.allclose(plain.embeddings, fused.embeddings, atol=1e-6)
+    prompts = ["", ABOVE, LEFT, *prompt_set("264")]
+    plain, fused = (kind(seed=43).encode(prompts) for kind in (RandomTokenEncoder, partial(FusedTokenEncoder, 0.0)))
+    assert torch.equal(plain.embeddings, fused.embeddings) and torch.equal(plain.mask, fused.mask)     # to the bit
+    assert plain.tokens == fused.tokens and plain.roles == fused.roles
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.25, 0.5, 1.0])
+def test_a_dose_keeps_the_norm_and_turns_the_token_by_as_much_as_it_says(dose):
+    plain, fused = RandomTokenEncoder(), FusedTokenEncoder(dose)
+    old, new = (kind.encode([ABOVE]).embeddings[0] for kind in (plain, fused))
+    second = plain.encode([ABOVE]).roles[0].index("shape2")
+    wanted = old[second] + dose * fused.relation[parse(ABOVE).relation]
+    assert torch.allclose(new[second], wanted * old[second].norm() / wanted.norm(), atol=1e-5)
+    assert torch.allclose(new[second].norm(), old[second].norm(), rtol=1e-5)
 
 
 def test_a_dose_moves_the_second_shape_alone_and_by_the_relation_alone():

@@ -2,6 +2,8 @@
 import os
 import resource
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from spatial_circuits.text.encoders import encoder
 from spatial_circuits.training import loop
 from spatial_circuits.training.checkpoint import restore, save_state
 from spatial_circuits.training.compiling import compiled_or_eager
-from spatial_circuits.training.lock import locked
+from spatial_circuits.training.lock import claimed, locked
 from spatial_circuits.training.log import Log, read_log
 from spatial_circuits.training.loop import train, update
 from spatial_circuits.training.recipe import Recipe
@@ -207,6 +209,24 @@ def test_two_runs_in_one_folder_are_refused(go, tmp_path):
                 go(**options)
     assert contents(tmp_path / "a") == before
     go(resume=True)                                   # free again
+
+
+def test_a_run_may_wait_for_another_in_its_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    order, held = [], threading.Event()
+
+    def other():
+        with claimed(tmp_path / "a"):
+            held.set()
+            time.sleep(0.3)
+            order.append("other")
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with claimed(tmp_path / "a", wait=True):
+        order.append("ours")
+    thread.join()
+    assert order == ["other", "ours"]
 
 
 # ---- losses, signals, compilers

@@ -30,8 +30,9 @@ def read_parts(name: str) -> dict[str, Any]:
     Raises ValueError for an unknown name or a broken file.
     """
     if entry := packed_entry(name):
-        last = next((r for r in reversed(entry["log"]) if "loose" in r), {})
-        return {"text": entry["text"], "recipe": entry["recipe"], "loose": last.get("loose"),
+        scored = [r["loose"] for r in entry["log"] if "loose" in r]
+        return {"text": entry["text"], "recipe": entry["recipe"],
+                "loose": scored[-1] if scored else None,
                 "read": readings(entry["tables"]["exchange"]["exchange"])}
     folder = find_model(name)
     found = claims.evaluation_scores(folder)
@@ -60,7 +61,7 @@ def encoder_words(text: dict) -> str:
 
 def zoo() -> list[tuple[str, ...]]:
     """`HEADER`, then every model that `load` finds by name: the package's, then the checkout's."""
-    rows = [HEADER]
+    rows: list[tuple[str, ...]] = [HEADER]
     for name in [*names(), *collected()]:
         parts = read_parts(name)
         recipe, read = parts["recipe"], parts["read"]

@@ -14,7 +14,7 @@ from ..analyses.intervals import wilson
 from ..model.store import HERE
 from . import claims
 
-LEVEL = 0.5  # a token set carries a part of the relation if it moves it in this share of pictures
+CARRIES = 0.5  # a token set carries a part of the relation if it moves it in this share of pictures
 PARTS_BY_DONOR = {"side": "opposite", "axis": "turned"}
 
 
@@ -52,7 +52,7 @@ def folder_name(folder: Path) -> str:
 
 
 def how_often(rows: pd.DataFrame, by: Sequence[str] = ("claim", "group")) -> pd.DataFrame:
-    """k of n runs in which `held` is 1, with Wilson's interval, by columns; missing ones left out."""
+    """k of n runs in which `held` is 1, with Wilson's interval, by columns; no missing ones."""
     known = rows[rows["held"].notna()]
     out = []
     for key, part in known.groupby(list(by), sort=False):
@@ -89,11 +89,11 @@ def conditional_scores(folders: Sequence[Path]) -> pd.DataFrame:
 def reading(word: float, shape2: float, both: float) -> str:
     """From where a part of the relation is read, by the shares of pictures that follow the relation
     word, the second shape's token, and the two together (chapter 17)."""
-    if word >= LEVEL and shape2 >= LEVEL:
+    if word >= CARRIES and shape2 >= CARRIES:
         return "either alone"
-    if word >= LEVEL or shape2 >= LEVEL:
-        return "relation word" if word >= LEVEL else "second shape"
-    return "only both" if both >= LEVEL else "elsewhere"
+    if word >= CARRIES or shape2 >= CARRIES:
+        return "relation word" if word >= CARRIES else "second shape"
+    return "only both" if both >= CARRIES else "elsewhere"
 
 
 def readings(exchange: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -106,7 +106,7 @@ def readings(exchange: Sequence[dict[str, Any]]) -> dict[str, str]:
     for part, donor in PARTS_BY_DONOR.items():
         share = {r["tokens"]: r[part] / r["pictures"] for r in exchange if r["kind"] == donor}
         read = reading(share["relation"], share["shape2"], share["relation+shape2"])
-        out[part] = read if share["all"] >= LEVEL else "nowhere"
+        out[part] = read if share["all"] >= CARRIES else "nowhere"
     return out
 
 

@@ -1,5 +1,4 @@
 """Commands about many models: what there is, what each says of the claims, and how often."""
-from pathlib import Path
 from typing import Annotated
 
 import typer

@@ -8,6 +8,7 @@ forward      what the rows of a forward are: sampling step, samples, CFG branche
 sampler      the sampling loop with classifier-free guidance, for any solver of diffusers
 pipeline     `Model`: encoder, transformer, solver and VAE in one
 store        the shipped models: `load`, `save_model`, manifests of hashes
+collections  models of a checkout's workflow folder, by COLLECTION/NAME, also packed ones
 
 A new size is a line in `transformer.SIZES`, a new noise process a path in `noise.Noise`.
 """

@@ -46,9 +46,9 @@ def find_model(name: str | Path) -> Path:
             return folder
     if entry := packed_entry(name):
         return _unpacked(str(name), entry)
-    known = ", ".join([*names(), *collected()])
-    raise ValueError(f"no model {str(name)!r}; choose from {known or 'none'} "
-                     "or give a model's folder")
+    more = "; `spatial-circuits models` lists others" if collected() else ""
+    raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} "
+                     f"or give a model's folder{more}")
 
 
 def _unpacked(name: str, entry: dict) -> Path:
@@ -113,8 +113,9 @@ def save_model(folder: str | Path, transformer: PixArtTransformer2DModel, text: 
 
     text: name and options of the encoder, as from `text.encoders.text_record`. vae: what it was
     trained with, None for the shipped one. precision: that of training, resolved. tables: records
-    of analyses, by name. Replaces `folder` as a whole. Raises ValueError, before anything is replaced, for a text that does not load or has
-    another dimension, weights that fp16 cannot hold, and a folder that holds files of one's own.
+    of analyses, by name. Replaces `folder` as a whole. Raises ValueError, before anything is
+    replaced, for a text that does not load or has another dimension, weights that fp16 cannot hold,
+    and a folder that holds files of one's own.
     """
     check_folder(folder)
     record, encoder = complete_record(text)
