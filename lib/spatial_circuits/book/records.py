@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ..caches import cache_folder
 from ..data.metrics import DISTANCES, METRICS, PARTS
-from ..files import cache_folder
 from ..model.pipeline import Model
 from ..model.precision import has_bf16_units
 from ..text.identity import tensors_hash
