@@ -28,7 +28,7 @@ help:
 	@echo "make train    train a model                                                    (ENCODER=rte ARGS='...')"
 	@echo "make study    train and measure the populations of STUDY                       (PROFILE=slurm JOBS=2 ARGS='-n')"
 	@echo "make bench    run the benchmarks"
-	@echo "make clean    remove built pages and caches, encoded scenes and kept results too; .venv stays"
+	@echo "make clean    remove built pages and caches, encoded scenes, kept results and unpacked models too; .venv stays"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -79,6 +79,6 @@ SCENES = $${SPATIAL_CIRCUITS_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/spatial-ci
 
 clean:
 	rm -f "$(SCENES)"/scenes-*.f16 "$(SCENES)"/scenes-*.json
-	rm -rf "$(SCENES)"/results
+	rm -rf "$(SCENES)"/results "$(SCENES)"/models
 	rm -rf _build .pytest_cache .benchmarks .hypothesis .coverage book/*.partial.ipynb book/.ipynb_checkpoints
 	find lib tests book -name __pycache__ -type d -prune -exec rm -rf {} +

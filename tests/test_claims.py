@@ -105,6 +105,12 @@ def test_none_of_44_may_be_8_percent(tmp_path, monkeypatch):
     assert "the relation word 0.00 [0.00, 0.08]" in claims.evidence(tmp_path)["C10"].ours
 
 
+def test_verdicts_come_in_the_order_of_the_claims(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims.judges, "JUDGES", dict(reversed(claims.judges.JUDGES.items())))
+    found = list(claims.verdicts(pretrained.find_model("minilm")))
+    assert len(found) > 5 and found == [c.id for c in claims.CLAIMS if c.id in found]
+
+
 def factors(share: float, p: float, cosine: float, head_p: float, other_p: float = 1.0, after: float = 0.2) -> dict:
     return {"partition": [{"token": "shape2", "stage": s, "factor": "relation", "partial_r2": x, "p": p}
                           for s, x in (("encoder", share), ("caption MLP", after))],

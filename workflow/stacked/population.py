@@ -5,7 +5,6 @@
 Writes book/population.json, model by model; a run that was stopped goes on where it was.
 """
 import argparse
-import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from spatial_circuits.analyses.token_exchange import exchange_tokens
-from spatial_circuits.data.metrics import METRICS, prompt_set
+from spatial_circuits.claims.text_tables import run_exchange
+from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.files import write_json
+from spatial_circuits.model.collections import read_packed
 from spatial_circuits.model.noise import Noise
 from spatial_circuits.model.pipeline import Model
 from spatial_circuits.model.store import load_vae
@@ -48,15 +48,11 @@ def text_of(run: dict) -> dict:
 
 def weights(name: str) -> dict[str, torch.Tensor]:
     """Averaged weights of a run, from the file whose recorded hash is checked."""
-    hashes = json.loads((HERE / "records" / "sha256.json").read_text())
     for path in sorted((HERE / "records").glob("wave3-weights*.safetensors")):
         with safe_open(path, "pt") as file:
-            keys = [k for k in file.keys() if k.startswith(f"{name}|")]  # noqa: SIM118
-            if not keys:
-                continue
-            if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
-                raise ValueError(f"{path} is damaged: its sha256 is not the recorded one")
-            return {k.split("|", 1)[1]: file.get_tensor(k).float() for k in keys}
+            held = any(k.startswith(f"{name}|") for k in file.keys())  # noqa: SIM118
+        if held:
+            return read_packed(path, name)
     raise ValueError(f"no run {name!r}; choose from {', '.join(runs())}")
 
 
@@ -75,14 +71,9 @@ def load(name: str) -> Model:
 
 
 def measure(model: Model, prompts: list[str]) -> dict:
-    """Scores as it is; shares of pictures with the donor's axis and side by kind and tokens."""
-    frame = exchange_tokens(model, prompts)
-    own = frame[frame["kind"] == "own"]
-    rows = [{"kind": kind, "tokens": tokens, "axis": int(part["axis"].sum()),
-             "side": int(part["side"].sum()), "found": int(part["unique_binding"].sum()),
-             "pictures": len(part)}
-            for (kind, tokens), part in frame.groupby(["kind", "tokens"], sort=False)]
-    return {"scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows}
+    """Scores as it is; pictures with the donor's axis and side by kind and tokens."""
+    table = run_exchange(model, prompts)
+    return {part: table[part] for part in ("scores", "exchange")}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from ..model.pipeline import Model
 from ..text.counterparts import PROMPT_FACTORS
 from .ablation import ablate
 from .attribution import attribute
-from .heads import INTACT, Head, head_masks, head_name, heads_of, other_heads
+from .heads import INTACT, Head, head_masks, heads_of, named_heads, other_heads
 from .intervals import LEVELS, N_BOOT, bootstrap_weights, by_prompt, percentiles
 from .patching import prediction_effects
 from .sweep import spread, sweep
@@ -56,8 +56,8 @@ def rankings(model: Model, prompts: Sequence[str], seed: int = 1, every: int = 2
     Options as of `sample_latents`. Raises ValueError as these analyses do.
     """
     heads = heads_of(model)
-    names = [head_name(*h) for h in heads]
-    sets = {name: [h] for name, h in zip(names, heads)}
+    sets = named_heads(heads)
+    names = list(sets)
     told = {"steps": options["steps"]} if "steps" in options else {}
     exact = {f: prediction_effects(model, prompts, f, sets, "both", every=every, seed=seed,
                                    **told).mean() for f in PROMPT_FACTORS}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..hooks.attach import hooked
-from ..hooks.core import Call, Reader
+from ..hooks.core import Call, Hook, Reader
 from ..hooks.edits import Patch
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -72,18 +72,19 @@ class _Pair:
         attention = self.model.transformer.transformer_blocks[self.site[0]].attn2
         return attention.to_q.out_features // attention.heads
 
-    def run(self, i: int, basis: Tensor | None = None) -> Tensor:
+    def run(self, i: int, basis: Tensor | None = None, *readers: Reader) -> Tensor:
         """Predictions [2, P, ...] at trace step i of the clean prompts and the counterparts, these
         with the site's part in `basis` [D, k] taken from the clean ones."""
         number, x, t = self.trace[i]
         latents = x.to(self.device, self.dtype).repeat(2, 1, 1, 1)
-        text, hooks = self.text, []
+        text: Tensor = self.text
+        hooks: list[Hook] = [*readers]
         if basis is not None and isinstance(self.site, str):
             gap = (text[self.clean] - text[self.other]) @ basis @ basis.T
             text = text.index_put(self.other, text[self.other] + gap)
         elif basis is not None:
             source = torch.arange(self.count).repeat(2)
-            hooks = [Patch(source, [self.site], "query", basis, branch="cond")]
+            hooks.append(Patch(source, [self.site], "query", basis, branch="cond"))
         with hooked(self.model.transformer, *hooks) as session:
             session.at(number, ("cond",))
             out = predict(self.model.transformer, latents,
@@ -98,12 +99,8 @@ class _Pair:
             sums = torch.zeros(self.count, gap.shape[-1]).index_add(0, self.clean[0], gap)
             return sums / torch.bincount(self.clean[0], minlength=self.count)[:, None]
         reader = _HeadQuery(self.site)
-        number, x, t = self.trace[0]
-        latents = x.to(self.device, self.dtype).repeat(2, 1, 1, 1)
-        with torch.no_grad(), hooked(self.model.transformer, reader) as session:
-            session.at(number, ("cond",))
-            predict(self.model.transformer, latents, t.expand(len(latents)).to(self.device),
-                    self.text, self.mask)
+        with torch.no_grad():
+            self.run(0, None, reader)
         clean, other = reader.query.float().cpu().split(self.count)                  # [P, N, d]
         gap = clean - other
         sign = torch.sign((gap * gap[:, :1]).sum(-1, keepdim=True))                  # [P, N, 1]

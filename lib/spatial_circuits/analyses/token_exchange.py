@@ -8,11 +8,10 @@ axis stays and the side turns; toward a `turned` one, a quarter turn away, the a
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 
-from ..data.scenes import RELATIONS, REVERSE
+from ..data.scenes import REVERSE
 from ..model.pipeline import Model
 from ..text.batch import Encoder, TextBatch
 from ..text.counterparts import relations_said, restated
@@ -70,13 +69,12 @@ def exchange_tokens(model: Model, prompts: Sequence[str], sets: Sequence[str] = 
     said = relations_said(prompts)
     conditions = [("own", "none"),
                   *((kind, tokens) for kind in KINDS_OF_DONOR for tokens in (*sets, "all"))]
-    told, donors, wanted = [], [], []
+    told, donors = [], []
     for prompt, relation in zip(prompts, said):
         for kind, _ in conditions:
             target = relation if kind == "own" else int(KINDS_OF_DONOR[kind][relation])
             told.append(prompt)
             donors.append(prompt if kind == "own" else restated(prompt, target))
-            wanted.append(target)
     roles = [tokens for _ in prompts for _, tokens in conditions]
     encoder = hybrids(model.encoder, told, donors, roles)
     count = len(conditions)
@@ -84,8 +82,6 @@ def exchange_tokens(model: Model, prompts: Sequence[str], sets: Sequence[str] = 
     scored = [donors[first:first + count] for first in range(0, len(told), count)]
     frame = sweep(replace(model, encoder=encoder), rows, [" ".join(c) for c in conditions], (),
                   per_prompt, seed, scored=scored, **options)
-    targets = np.array(wanted).reshape(len(prompts), 1, count).repeat(per_prompt, 1).flatten()
     each = len(frame) // count
     return frame.assign(kind=[k for k, _ in conditions] * each,
-                        tokens=[t for _, t in conditions] * each,
-                        target=[RELATIONS[t] for t in targets])
+                        tokens=[t for _, t in conditions] * each, target=frame["relation"])

@@ -75,14 +75,12 @@ class Records:
         """Hash of the call: 32 hexadecimal digits."""
         bound = inspect.signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
-        said = [qualified_name(function), code_hash(function), self._said(bound.arguments)]
-        return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
+        return _digest([qualified_name(function), code_hash(function), self._said(bound.arguments)])
 
     def named(self, value: Any, *made_from) -> Any:
         """The value, which in the hash of later calls counts as what it was made from: for one that
         other processors compute to other last digits. Name the functions that made it as well."""
-        said = hashlib.sha256(repr(self._said(list(made_from))).encode()).hexdigest()[:32]
-        self._known[id(value)] = (value, said)
+        self._known[id(value)] = (value, _digest(self._said(list(made_from))))
         return value
 
     def _compute(self, function, args, kwargs, path: Path) -> tuple[Any, dict]:
@@ -158,6 +156,10 @@ class Records:
                 "same verdict": "mean", "difference": "max", "seconds now": "sum"}
         used = {name: how for name, how in sums.items() if name in table}
         return table.groupby("call", sort=False).agg(used)
+
+
+def _digest(said: Any) -> str:
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
 def compare_frames(then: pd.DataFrame, now: pd.DataFrame) -> dict:

@@ -12,7 +12,7 @@ from ..files import write_text
 from ..model.collections import collected, packed_entry
 from ..model.store import find_model, names, write_manifest
 from . import claims
-from .population import folder_name, reading, readings
+from .population import encoder_words, folder_name, reading, readings
 
 CARD = "README.md"
 WHAT = {"rte": "random token embeddings with a position code",
@@ -52,11 +52,6 @@ def _read_from(folder: Path) -> dict[str, str]:
              if r["condition"] == "grafted" and r["metric"] == "loose"}
     found = reading(share["relation"], share["shape2"], 0.0)    # the pair was not exchanged
     return {"side": "neither alone" if found == "elsewhere" else found}
-
-
-def encoder_words(text: dict) -> str:
-    """An encoder and its options, as one would type them."""
-    return " ".join([text["name"], *(f"{k}={v}" for k, v in text.get("options", {}).items())])
 
 
 def zoo() -> list[tuple[str, ...]]:

@@ -11,8 +11,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..analyses.intervals import summarise
 from ..data.metrics import ceiling, prompt_set
@@ -140,9 +143,15 @@ def evaluation_scores(folder: Path) -> dict[str, dict] | None:
     last = next((r for r in reversed(history(folder)) if "loose" in r), None)
     if last is None:
         return None
-    best = summarise(ceiling(prompt_set("264")[:132], 2))["mean"]
+    best = _ceiling_of_logs()
     return {m: {"mean": last[m], "ceiling": best[m], "of_ceiling": last[m] / best[m]}
             for m in best.index if m in last}
+
+
+@cache
+def _ceiling_of_logs() -> pd.Series:
+    """The ceiling of each metric on the prompts that are scored in training."""
+    return summarise(ceiling(prompt_set("264")[:132], 2))["mean"]
 
 
 def history(folder: Path) -> list[dict]:
@@ -174,6 +183,11 @@ def milestones(log: list[dict]) -> dict[str, float]:
     rows = conditional(log)
     return {m: min((r["images"] for r in rows if r[m] >= level), default=math.inf)
             for m, level in levels.items()}
+
+
+def tells_order(log: list[dict]) -> bool:
+    """Whether a log has at least `FEWEST` scored records."""
+    return sum("loose" in r for r in log) >= FEWEST
 
 
 def learned_in_order(log: list[dict]) -> Evidence:
@@ -216,7 +230,7 @@ def evidence(folder: Path) -> dict[str, Evidence]:
         out["C4"] = _compared(folder, judged(share < MISSED, said))
         out["C3"] = _judged(folder, files, judges.bag_of_words, found)
     log = history(folder)
-    if sum("loose" in r for r in log) >= FEWEST:
+    if tells_order(log):
         out["C2"] = _compared(folder, learned_in_order(log))
     tables = read(folder)
     for claim, (judge, needs) in judges.JUDGES.items():
@@ -239,14 +253,14 @@ def _judged(folder: Path, files: tuple[str, ...], judge: Callable[..., Any], *ta
 
 
 def verdicts(folder: Path) -> dict[str, Evidence]:
-    """`evidence` on the claims that this kind of model is about, by claim; what was tuned to the
-    paper is not compared with it. Raises ValueError as `evidence` and `kind` do."""
-    out, encoder = {}, _entry(folder, "text", "name")
-    for claim, one in evidence(folder).items():
+    """`evidence` on the claims that this kind of model is about, in the order of `CLAIMS`; what was
+    tuned to the paper is not compared with it. Raises ValueError as `evidence` and `kind` do."""
+    found, encoder = evidence(folder), _entry(folder, "text", "name")
+    out = {}
+    for claim in (c.id for c in CLAIMS if c.id in found and c.id in TESTED[kind(folder)]):
+        out[claim] = found[claim]
         if tuned := TUNED.get((claim, encoder)):
-            one = Evidence(0, 0, f"{one.ours}; {tuned}")
-        if claim in TESTED[kind(folder)]:
-            out[claim] = one
+            out[claim] = Evidence(0, 0, f"{found[claim].ours}; {tuned}")
     return out
 
 

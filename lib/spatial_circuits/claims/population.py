@@ -25,12 +25,17 @@ def group(folder: Path) -> str:
     """
     text, recipe = (claims.read_record(folder / f"{name}.json") for name in ("text", "recipe"))
     options = {k: v for k, v in text.get("options", {}).items() if k != "seed"}
-    words = [text["name"], *(f"{k}={v}" for k, v in options.items())]
+    words = [encoder_words({**text, "options": options})]
     if recipe.get("size", "tiny") != "tiny":
         words.append(recipe["size"])
     if not claims.unbiased(folder):
         words.append("biased captions")
     return " ".join(words)
+
+
+def encoder_words(text: dict) -> str:
+    """An encoder and its options, as one would type them."""
+    return " ".join([text["name"], *(f"{k}={v}" for k, v in text.get("options", {}).items())])
 
 
 def verdict_rows(folders: Sequence[Path]) -> pd.DataFrame:
@@ -69,7 +74,7 @@ def order_of_learning(folders: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for folder in folders:
         log = claims.history(folder)
-        if sum("loose" in r for r in log) >= claims.FEWEST:
+        if claims.tells_order(log):
             held = claims.learned_in_order(log).held
             rows.append({"run": folder_name(folder), "group": group(folder),
                          **claims.milestones(log), "held": held})

@@ -123,6 +123,11 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
             "effects": records(effects(frame, OUTCOMES))}
 
 
+def _split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Every fourth prompt, on which heads are found, and the rest, on which they are tested."""
+    return list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+
+
 def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
                 mean: Tensor | None = None, progress: bool = False) -> dict:
     """The circuit found on every fourth prompt and tested on the rest; and relations moved by
@@ -133,7 +138,7 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
     if len(prompts) < 4:
         raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
                          "fourth and tested on the rest")
-    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+    discovery, held_out = _split(prompts)
     targets = REVERSE[relations_said(held_out)].tolist()
     require_obeyed(model, held_out, per_prompt, seed)
     circuit = find_circuit(model, discovery)
@@ -165,7 +170,7 @@ def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int 
     if len(prompts) < 4 or orders < 1:
         raise ValueError(f"{len(prompts)} prompts and {orders} random orders; curves need at least "
                          "4 prompts, as heads are ranked on every fourth, and one order")
-    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+    discovery, held_out = _split(prompts)
     require_obeyed(model, held_out, 1, seed)
     found, sizes = rankings(model, discovery, seed), curve_sizes(len(heads_of(model)))
     mean = mean_outputs(model, prompt_set("264"))

@@ -42,7 +42,14 @@ def packed_weights(name: str) -> dict[str, torch.Tensor]:
     if entry is None:
         raise ValueError(f"no packed model {name!r}; choose from {', '.join(collected())}")
     collection, _, own = name.rpartition("/")
-    path = WORKFLOW / collection / entry["file"]
+    return read_packed(WORKFLOW / collection / entry["file"], own)
+
+
+def read_packed(path: Path, own: str) -> dict[str, torch.Tensor]:
+    """The weights of the model `own` in a file of several, in fp32.
+
+    Raises ValueError for a file whose hash is not the one in sha256.json beside it.
+    """
     wanted = json.loads((path.parent / "sha256.json").read_text())[path.name]
     if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
         raise ValueError(f"{path} is damaged: its sha256 is not the recorded one; restore the file")
