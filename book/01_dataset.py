@@ -242,3 +242,24 @@ Markdown(f"""## What was established
 What this chapter does not show: that a model needs the sentence at all. Pictures alone
 could teach it what scenes look like. Chapter 4 compares the loss under a right and a
 wrong caption.""")
+
+# %% [markdown]
+# ## Exercise
+#
+# Tell the same scenes from the other side: what is object 2 becomes object 1. Does every scene then show the opposite
+# relation, under the rule of this chapter and not just by name?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# from spatial_circuits.data.scenes import REVERSE, relation_of
+#
+# scenes = sample_scenes(torch.arange(count), seed)
+# turned = relation_of(scenes.xy.flip(1))  # the two objects change places in the list
+# assert torch.equal(turned, REVERSE[scenes.relation])
+# ```
+#
+# Yes, for all of them: the rule takes differences of places, so that exchanging the objects changes both signs and leaves
+# what is aligned aligned. A sentence and its converse with the opposite word describe one picture.
+# :::

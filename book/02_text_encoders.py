@@ -267,3 +267,27 @@ Markdown(f"""## What was established
 What this chapter does not show: that a transformer trained on such tokens *uses* what a
 probe can read. A relation that is there for the taking in the second shape may still be
 taken from the relation word. That is the question of the chapters on circuits.""")
+
+# %% [markdown]
+# ## Exercise
+#
+# *Red square is above blue circle* and *blue circle is above red square* hold the same words. Cross-attention reads its
+# tokens as a set. For which of `rte` and `rte-nopos` are the two sentences the same set of vectors?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# pair = ["red square is above blue circle", "blue circle is above red square"]
+#
+# def same_set(name: str) -> bool:
+#     """Does every vector of the first sentence also occur in the second?"""
+#     one, two = encoder(name).encode(pair).embeddings  # [T, D] each
+#     return bool((one[:, None] == two).all(-1).any(1).all())
+#
+# assert same_set("rte-nopos") and not same_set("rte")
+# ```
+#
+# Without the position code no model behind the encoder, however good, can tell the two apart: it has to place objects by
+# chance, as [chapter 12](12_encoders.ipynb) finds.
+# :::

@@ -412,3 +412,28 @@ Markdown(f"""
 #   embedding as its only sense of place, and cross-attention as its only access to words.
 #
 # Not established: what any of its parts does. How it learns its task is the next chapter.
+
+# %% [markdown]
+# ## Exercise
+#
+# Move a latent by one cell to the right and decode it. By how many pixels do the objects move, and what becomes of their
+# shapes?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# from spatial_circuits.data.detect import detect
+#
+# def found(picture: torch.Tensor) -> dict[str, float]:
+#     """The detector's shapes, with the x of each centroid in px."""
+#     return {blob.shape: blob.center[0] for blob in detect(picture)}
+#
+# latent = vae.encode(render(sample_scenes(torch.arange(1), seed)))
+# before, after = (found(vae.decode(z)[0]) for z in (latent, latent.roll(1, -1)))
+# assert before.keys() == after.keys() and len(before) == 2
+# assert all(abs(after[s] - before[s] - SIZE / 16) < 1 for s in before)
+# ```
+#
+# By 8 px, the size of a cell, and the shapes stay: the decoder does the same at every place, and a latent is a small picture.
+# :::

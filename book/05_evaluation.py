@@ -381,3 +381,28 @@ records.checked().round(3)
 #
 # Not established: how the model does it, and whether it holds for wordings outside the training template. One
 # model with one seed was scored; the intervals cover prompts and sampling noise, not other training runs.
+
+# %% [markdown]
+# ## Exercise
+#
+# Judge the model's pictures against the *opposite* prompts. What must *loose* and *unique binding* be if the detector and the
+# rule are right?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# from spatial_circuits.text.counterparts import counterpart
+#
+# some = prompts[:6]
+# pictures = net.images(some, range(len(some)))
+# opposite = [counterpart(p, "relation") for p in some]
+# told, turned = (score(pictures, p)[["unique_binding", "loose"]].mean()
+#                 for p in (some, opposite))
+# assert told["loose"] > 0.5 and turned["loose"] == 0
+# assert told["unique_binding"] == turned["unique_binding"]
+# ```
+#
+# *Loose* is 0, as no picture shows a relation and its opposite; *unique binding* does not change, since it does not look at
+# places. A score that is above 0 here would be a fault of the metric.
+# :::

@@ -403,3 +403,24 @@ Not established: that any of these heads is *used*; what it writes; and why the
 attention is where it is before there is a picture. The last is the next chapter's
 question.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Do the roles share the whole attention of a place? How much is left for the words that say nothing, fillers and the end?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# small = synopsis(net, prompts[:4], 1, seed, steps=8)
+# share = small.table("share")  # [P, L, H, 3, R]
+# total = share.sum(-1)
+# rest = share[..., [ROLES.index("filler"), ROLES.index("end")]].sum(-1).mean((0, 3))
+# assert len(share) and torch.allclose(total, torch.ones_like(total), atol=0.02)
+# print(rest)  # [L, H]
+# ```
+#
+# They add up to 1 at every place, as each row of a pattern is a softmax over the tokens. Some heads spend most of it on words
+# that say nothing: a head that has nothing to do must look somewhere.
+# :::

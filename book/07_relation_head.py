@@ -629,3 +629,26 @@ Markdown(f"""
 Not established: that pictures depend on these heads ([chapter 9](09_ablation.ipynb)),
 and that another training run finds the same ones.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Take the strongest head's map of *upper* minus that of *lower*. Is it a vertical ramp, from the weights alone?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# screened = screen_words(dit, encoder, prompts)
+# top = screened.loc[screened["projection"].abs().idxmax()]
+# spoken = words(dit, encoder, prompts)
+# pair = torch.stack([spoken["upper"], spoken["lower"]])
+# upper, lower = qk_maps(dit, pair)[int(top["layer"]), int(top["head"])]  # [8, 8] each
+# height = (upper - lower).mean(1)  # by row, from the top
+# line = torch.stack([height, -torch.arange(8.0)])
+# assert abs(torch.corrcoef(line)[0, 1]) > 0.9
+# ```
+#
+# It falls from the top to the bottom, nearly on a line and bent back a little at the edges. From bare positions, before there
+# is any picture, the two words send this head to opposite sides.
+# :::

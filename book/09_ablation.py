@@ -662,3 +662,26 @@ Not established: that these heads suffice, which chapter 11 tests; what self-att
 and MLPs add on the way; and effects smaller than about a tenth, which the number of
 prompts hides.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# *When* is the relation word needed? Hide it from all heads in the first half of the steps only, or in the second half only.
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# half = steps // 2
+# groups = {"first half": ("relation", None, range(half)),
+#           "second half": ("relation", None, range(half, steps))}
+# hidden = mask_roles(quick, prompts[:8], groups, seed=seed, steps=steps)
+# means = hidden.groupby("condition")[["unique_binding", "loose"]].mean()
+# lost = means.loc["intact"] - means
+# assert lost.loc["first half", "loose"] > 0.3 and lost.loc["second half", "loose"] < 0.3
+# assert (lost["loose"] >= lost["unique_binding"]).all()  # binding never loses more
+# ```
+#
+# In the first half, while the picture is noise; later the places stand and little or nothing is lost. Where no place is told,
+# an object is also missing or doubled more often: *unique binding* falls with the relation.
+# :::

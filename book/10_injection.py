@@ -500,3 +500,25 @@ Not established: what of the vector matters (it holds 64 image tokens and {len(h
 heads); a control that leaves pictures whole at the same norm; and whether one model's
 vectors would move another's objects.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# `steer` adds $\alpha (v_{r'} - v_r)$. What should a *negative* $\alpha$ do to the relation that the prompt says?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# found = heads_by_attention(quick, everything[:2], seed=seed, steps=steps)[0]
+# made = relation_vectors(quick, everything[:22], found, steps=steps)
+# some, early = prompts[:3], made[:, :steps // 2].mean(1)
+# aims = [int(REVERSE[parse(p).relation]) for p in some]
+# frame = steer(quick, some, aims, early, (-0.5, 1), seed=seed, steps=steps,
+#               control=False)
+# obeyed = frame.groupby("scale")["loose"].mean()
+# assert obeyed[-0.5] == 0 and obeyed[1] > 0
+# ```
+#
+# It strengthens what the prompt says, so that the opposite relation is never seen; the same vector with a positive sign brings it.
+# :::

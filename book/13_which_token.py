@@ -384,3 +384,32 @@ Markdown(f"""
 Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb)
 compares the models.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Cross-attention reads a set. So reverse the order of the tokens *after* the encoder has done its work: what happens to the
+# picture? And if the words are reversed before?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# from dataclasses import replace
+#
+# from spatial_circuits.text.prepared import Prepared
+#
+# told = prompts[0]
+# text = encoder.encode(["", told])
+# length = int(text.mask[1].sum())
+# turned = text.embeddings.clone()
+# turned[1, :length] = text.embeddings[1, :length].flip(0)
+# other = replace(net, encoder=Prepared(["", told], replace(text, embeddings=turned)))
+# said = [(net, told), (other, told), (net, " ".join(told.split()[::-1]))]
+# one, two, before = (m.images([p], [seed]).float() for m, p in said)
+# assert (one - two).abs().max() <= 2 and (one - before).abs().max() > 50  # of 255
+# ```
+#
+# After: nothing but rounding. Before: another picture. Word order has to be *in* the vectors, by a position code or by context; where a token stands in the
+# list that the model reads says nothing.
+# :::

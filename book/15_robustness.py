@@ -361,3 +361,23 @@ Not established: how a repair would fare without knowing the roles of the tokens
 a parser supplies here; and wordings that the parser cannot read (a misspelt shape,
 swapped clauses).
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Which wordings can a model with random tokens not even read, and why does MiniLM read them all?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# random, pretrained = (supported(load(name).encoder, prompts[:4])
+#                       for name in ("rte", "minilm"))
+# assert random and not pretrained
+# assert set(random) < set(FAMILIES) and "T3 the" not in random
+# print(random)
+# ```
+#
+# A random token is a row of a table, and a word that is not in the table has none: it is refused by name. MiniLM splits what it
+# does not know into pieces that it does. To be read is not yet to be understood.
+# :::

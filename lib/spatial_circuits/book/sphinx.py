@@ -71,6 +71,13 @@ def _named(file) -> str:
     return f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', '')}".lower()
 
 
+def drop_launch_buttons(app, config) -> None:
+    """No buttons that open a page elsewhere while _config.yml does not say where the copy is."""
+    options = config.html_theme_options
+    if "/OWNER/" in options.get("repository_url", ""):
+        options["launch_buttons"] = {}
+
+
 def name_entries(app, env) -> None:
     """Make each BibTeX key an anchor that links are checked against: an unknown one warns."""
     keys = env.get_domain("cite").bibdata.data.entries
@@ -82,6 +89,7 @@ def name_entries(app, env) -> None:
 
 def setup(app) -> dict:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
+    app.connect("config-inited", drop_launch_buttons)
     app.connect("autodoc-process-docstring", as_rst)
     app.connect("autodoc-process-signature", as_signature)
     app.connect("html-page-context", tidy, priority=900)

@@ -1,4 +1,4 @@
-"""The command `spatial-circuits`: train, evaluate, analyse, sample, export, run-book.
+"""The command `spatial-circuits`: train, evaluate, analyse, sample, share, export, run-book.
 
 A command checks what it is asked before any work, and imports PyTorch only when it starts to work.
 """

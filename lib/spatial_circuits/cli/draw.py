@@ -26,6 +26,26 @@ def _sample(prompt: str, model: Name = "rte", count: Count = 4, seed: SeedOption
     print(f"wrote {out}")
 
 
+def _share(prompt: Annotated[str, typer.Option(help="it must say a relation")] =
+           "red square is above blue circle",
+           model: Name = "rte", seed: SeedOption = 0,
+           head: Annotated[str | None, typer.Option(help="e.g. L0H0; default: the one with the "
+                                                    "largest ramp for the prompt's words")] = None,
+           out: Annotated[Path, typer.Option(help="a GIF or WebP file")] = Path("share.gif"),
+           device: Device = "auto") -> None:
+    """Write a short film of a denoising, beside where a relation head looks."""
+    if out.suffix.lower() not in (".gif", ".webp"):
+        raise ValueError(f"{out} must end in .gif or .webp")
+    check_file(out)
+    from ..text.counterparts import relations_said
+    relations_said([prompt])
+    from ..analyses.heads import parse_head
+    chosen = None if head is None else parse_head(head)
+    from ..book.share import film, save_film
+    frames = film(open_model(model, device), prompt, seed, chosen)
+    print(f"wrote {save_film(frames, out)}")
+
+
 def _export(folder: Path, count: Count = 1000, seed: SeedOption = 0,
            preset: Literal["clean", "paper"] = "clean") -> None:
     """Write scenes as PNG files and a metadata.jsonl, into a new folder."""
@@ -37,4 +57,4 @@ def _export(folder: Path, count: Count = 1000, seed: SeedOption = 0,
     print(f"wrote {count:,} scenes to {export(scenes, folder)}")
 
 
-DRAWING = (_sample, _export)
+DRAWING = (_sample, _share, _export)
