@@ -88,10 +88,10 @@ wordings.groupby("relation", sort=False)["phrase"].agg(" · ".join).to_frame()
 # %% [markdown]
 # ## The rule behind the word
 #
-# Let $(x_i, y_i)$ be the centroid of object $i$, with $y$ pointing down, and count an axis as aligned when the objects
+# Let $(X_k, Y_k)$ be the centroid of object $k$, with $Y_k$ pointing down, and count an axis as aligned when the objects
 # differ by no more than a threshold $\tau$ along it:
 #
-# $$ r = \bigl(s(x_1 - x_2),\; s(y_1 - y_2)\bigr), \qquad s(d) = \operatorname{sign}(d)\,[\,|d| > \tau\,]. $$
+# $$ r = \bigl(s(X_1 - X_2),\; s(Y_1 - Y_2)\bigr), \qquad s(\Delta) = \operatorname{sign}(\Delta)\,[\,|\Delta| > \tau\,]. $$
 #
 # $(0, -)$ is *above*, $(-, -)$ is *upper left*, and so on. From here two **presets** part ways.
 #

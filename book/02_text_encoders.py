@@ -89,11 +89,11 @@ except ValueError as error:
 # %% [markdown]
 # ## Random tokens
 #
-# The vector of the token at place $t$ with the word $w_t$ is
+# The vector of the token at place $j$ with the word $w_j$ is
 #
-# $$ e_t = v_{w_t} + p_t, \qquad p_{t, 2i} = \sin\bigl(t\, b^{-2i/D}\bigr), \quad p_{t, 2i+1} = \cos\bigl(t\, b^{-2i/D}\bigr), $$
+# $$ e_j = u_{w_j} + p_j, \qquad p_{j, 2m} = \sin\bigl(j\, b^{-2m/D}\bigr), \quad p_{j, 2m+1} = \cos\bigl(j\, b^{-2m/D}\bigr), $$
 #
-# with $v_w$ random and $p_t$ the sinusoidal position code with base $b$, scaled to the same mean norm. Two random
+# with $u_w$ random and $p_j$ the sinusoidal position code with base $b$, scaled to the same mean norm. Two random
 # directions in $D$ dimensions are nearly orthogonal, with cosines around $1/\sqrt{D}$, so the words start as equals:
 # *above* is no closer to *below* than to *circle*.
 
@@ -115,10 +115,10 @@ where $1/\\sqrt{{D}}$ = {rte.dim ** -0.5:.3f}; the largest is {off.max():.2f}.""
 # ## The position code is a weak signal
 #
 # With words alone, *red square above blue circle* and *blue circle above red square* are the same set of vectors, and
-# cross-attention treats its input as a set. Only $p_t$ tells them apart. How much of $p_t$ differs from place to place?
+# cross-attention treats its input as a set. Only $p_j$ tells them apart. How much of $p_j$ differs from place to place?
 # Split it into its mean over the places that captions use and the rest:
 #
-# $$ p_t = \bar p + (p_t - \bar p). $$
+# $$ p_j = \bar p + (p_j - \bar p). $$
 #
 # $\bar p$ is added to every token alike and says nothing. The base $b$ sets how fast the sinusoids turn: with a large
 # one most dimensions hardly move over the length of a caption.
@@ -166,10 +166,10 @@ The encoder of the model in this book has its code {relative}. It is {changed}:
 # %% [markdown]
 # ## What *contextual* means
 #
-# Take the word of the second shape and change the caption everywhere else. Does its vector move? For prompts $a$ and
-# $a'$ that share the word, measure the distance relative to its norm,
+# Take the word of the second shape and change the caption everywhere else. Does its vector move? For prompts $c$ and
+# $c'$ that share the word, measure the distance relative to its norm,
 #
-# $$ d = \frac{\lVert e_{\text{shape2}}(a) - e_{\text{shape2}}(a') \rVert}{\overline{\lVert e_{\text{shape2}} \rVert}}. $$
+# $$ \frac{\lVert e_{\text{shape2}}(c) - e_{\text{shape2}}(c') \rVert}{\overline{\lVert e_{\text{shape2}} \rVert}}. $$
 
 # %%
 count = {"smoke": 40, "full": 400}[scale]

@@ -38,10 +38,10 @@ count = 768 if scale == "full" else 24
 # %% [markdown]
 # ## What the VAE keeps
 #
-# With encoder $E$, decoder $D$ and the mean $\mu_c$ and deviation $\sigma_c$ of each latent channel $c$ over
-# the training scenes, a picture $x$ and its latent $z$ are tied by
+# With encoder $\mathrm{Enc}$, decoder $\mathrm{Dec}$ and the mean $\mu$ and deviation $\sigma$ of each latent channel over
+# the training scenes, a picture $x$ and its latent $x_0$ are tied by
 #
-# $$z = \frac{E(x) - \mu}{\sigma}, \qquad \hat x = D(\sigma z + \mu).$$
+# $$x_0 = \frac{\mathrm{Enc}(x) - \mu}{\sigma}, \qquad \hat x = \mathrm{Dec}(\sigma x_0 + \mu).$$
 #
 # The round trip $x \to \hat x$ bounds what any model behind this VAE can draw. The scenes below come from a
 # stream that was not used in training; both colour words are spoken, so that the detector has every attribute
@@ -107,7 +107,7 @@ is 5 px. What the VAE loses, the metrics do not see.
 #
 # A sampled latent is never exactly one that the encoder would have produced. So add Gaussian noise of
 # deviation $s$ (in units of the latent's own deviation) and decode:
-# $\hat x_s = D(\sigma (z + s\,\varepsilon) + \mu)$.
+# $\hat x(s) = \mathrm{Dec}(\sigma (x_0 + s\,\varepsilon) + \mu)$.
 
 # %%
 levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8) if scale == "full" else (0.0, 0.3, 0.8)
@@ -204,11 +204,11 @@ The command is `{command}`.
 # x 2, each patch becomes a token, and a fixed two-dimensional position embedding is added. Each block then
 # does
 #
-# $$h \leftarrow h + g_1 \odot \mathrm{SelfAttn}(\mathrm{adaLN}_1(h)), \quad
-#   h \leftarrow h + \mathrm{CrossAttn}(h, c), \quad
-#   h \leftarrow h + g_2 \odot \mathrm{MLP}(\mathrm{adaLN}_2(h)),$$
+# $$u \leftarrow u + g_1 \odot \mathrm{SelfAttn}(\mathrm{adaLN}_1(u)), \quad
+#   u \leftarrow u + \mathrm{CrossAttn}(u, c), \quad
+#   u \leftarrow u + g_2 \odot \mathrm{MLP}(\mathrm{adaLN}_2(u)),$$
 #
-# where the time sets the shifts, scales and gates $g$ of adaLN, and $c$ is the caption after a small MLP. The
+# where $u$ is the residual stream, the time sets the shifts, scales and gates $g_1, g_2$ of adaLN, and $c$ is the caption after a small MLP. The
 # middle term is the only way from words to picture.
 
 # %%

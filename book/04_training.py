@@ -80,7 +80,7 @@ Captioned(grid(net.vae.decode(alpha * x0 + sigma * eps), [f"t = {t}" for t in ti
 # Near $t = 1$ nothing is visible and the caption is all there is. Training times are drawn from a mixture
 # that does not neglect that end, with share $h$ above the knee $k$:
 #
-# $$p(t) = (1 - h)\,\mathcal U[0, 1] + h\,\mathcal U[k, 1].$$
+# $$\pi(t) = (1 - h)\,\mathcal U[0, 1] + h\,\mathcal U[k, 1].$$
 
 # %%
 drawn = noise.times((torch.arange(100_000) + 0.5) / 100_000)
@@ -96,7 +96,7 @@ above {noise.knee}. Uniform times would put {1 - noise.knee:.0%} there.
 # The probe: noise a scene, denoise it once with its caption and once with a wrong caption $c'$, and compare
 # the errors of the pictures $\hat x_0$ that the outputs stand for.
 #
-# $$g(t) = \frac{e(c') - e(c)}{e(c)}, \qquad e(c) = \mathbb E\, \lVert \hat x_0(x_t, t, c) - x_0 \rVert^2 .$$
+# $$g(t) = \frac{\ell(c') - \ell(c)}{\ell(c)}, \qquad \ell(c) = \mathbb E\, \lVert \hat x_0(x_t, t, c) - x_0 \rVert^2 .$$
 #
 # A gain of 0 means that the words in question are ignored at that noise level. Four ways to be wrong: another
 # *shape*; *binding*, the two colours swapped; *axis*, such as left for above; *order*, the relation reversed,
@@ -339,10 +339,10 @@ the run ends: {"; ".join(late) or "none"}.
 # The recipe tilts the plateau. The same scene can be told in two ways, "A is above B" and "B is below A".
 # Early in training most captions name the upper (if level, the left) object first,
 #
-# $$P(\text{upper first}) = \tfrac12 + \left(p_0 - \tfrac12\right) \max\!\left(0,\ 1 - \frac{s}{f S}\right),$$
+# $$\Pr(\text{upper first}) = \tfrac12 + \left(\pi_0 - \tfrac12\right) \max\!\left(0,\ 1 - \frac{s}{\lambda N}\right),$$
 #
-# with $s$ of $S$ steps done. Then position alone says something about place, and once the model reads word
-# order, the relation word only has to turn it round. The bias is gone after the share $f$ of the run; the
+# with $s$ of $N$ steps done. Then position alone says something about place, and once the model reads word
+# order, the relation word only has to turn it round. The bias is gone after the share $\lambda$ of the run; the
 # pictures are the same throughout.
 
 # %%
@@ -493,11 +493,11 @@ authors' models rest before they learn the relation, and the runs end on it.
 # The bias helps, and it is a crutch that the authors' captions do not offer. Where does word order get lost
 # without it? At low noise the picture shows where the objects are, and a model that has begun to read positions
 # from the picture has less use for the word. At $t \to 1$ there is no picture: the caption is all there is. So
-# the recipe `noise-first` leaves the captions alone and orders the *noise*. With the share $s$ of the run done,
+# the recipe `noise-first` leaves the captions alone and orders the *noise*. With the share $\lambda$ of the run done,
 #
-# $$p_s(t) = a(s)\,\mathcal U[0.97, 1] + b(s)\,\mathcal U[0.75, 1] + c(s)\,\mathcal U[0, 1],$$
+# $$\pi(t) = a_1(\lambda)\,\mathcal U[0.97, 1] + a_2(\lambda)\,\mathcal U[0.75, 1] + a_3(\lambda)\,\mathcal U[0, 1],$$
 #
-# all times lie near pure noise at first ($a = 1$); then the other levels come in, the middle ahead of the low
+# all times lie near pure noise at first ($a_1 = 1$); then the other levels come in, the middle ahead of the low
 # ones. Three more choices go with it: the network predicts $x_0$, since a velocity at $t = 1$ is mostly a copy
 # of the noise; both colours are told at first, and dropped from captions only later; and the rates are half of
 # those of `biased`.

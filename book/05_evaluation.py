@@ -40,11 +40,11 @@ per_prompt = 4 if full else 1
 # ## What is measured
 #
 # A detector (OpenCV contours, after the paper's) finds blobs $b$ with a shape, a colour and a centroid
-# $(x_b, y_b)$, $y$ pointing down. A prompt asks for objects $i = 1, 2$ with shape $s_i$ and colour $c_i$, and
-# for a relation: a sign $o_x, o_y \in \{-1, 0, 1\}$ for each axis, 0 where the relation does not name it. The
-# candidates for object $i$ are
+# $(X_b, Y_b)$, $Y_b$ pointing down. A prompt asks for objects $k = 1, 2$ with shape $s_k$ and colour $\chi_k$, and
+# for a relation: a sign $o_a \in \{-1, 0, 1\}$ for each axis $a$, 0 where the relation does not name it. The
+# candidates for object $k$ are
 #
-# $$C_i = \{\, b : \mathrm{shape}(b) = s_i,\ \mathrm{colour}(b) = c_i \,\}.$$
+# $$C_k = \{\, b : \mathrm{shape}(b) = s_k,\ \mathrm{colour}(b) = \chi_k \,\}.$$
 #
 # | metric | true if |
 # |---|---|
@@ -52,10 +52,10 @@ per_prompt = 4 if full else 1
 # | color | both colours are found, on whatever shape |
 # | exist binding | $\lvert C_1 \rvert \ge 1$ and $\lvert C_2 \rvert \ge 1$ |
 # | unique binding | $\lvert C_1 \rvert = \lvert C_2 \rvert = 1$ |
-# | loose | unique binding, and $o_a d_a > 5$ px on each axis $a$ with $o_a \ne 0$ |
-# | strict | loose, and $\lvert d_a \rvert \le 5$ px on each axis with $o_a = 0$ |
+# | loose | unique binding, and $o_a \Delta_a > 5$ px on each axis with $o_a \ne 0$ |
+# | strict | loose, and $\lvert \Delta_a \rvert \le 5$ px on each axis with $o_a = 0$ |
 #
-# with $d = (x_1 - x_2,\ y_1 - y_2)$ between the two candidates.
+# with $\Delta = (X_1 - X_2,\ Y_1 - Y_2)$ between the two candidates.
 
 # %%
 def outlined(image: torch.Tensor) -> torch.Tensor:
@@ -334,7 +334,7 @@ are in mode clean unless they say otherwise.
 # </aside>
 #
 # Samples mix the predictions with and without the caption,
-# $\hat v = \hat v_\varnothing + w (\hat v_c - \hat v_\varnothing)$, over a number of solver steps. Both are
+# $\hat v = \hat v_\varnothing + \gamma (\hat v_c - \hat v_\varnothing)$, over a number of solver steps. Both are
 # the paper's values, not tuned. A small check on fewer prompts:
 
 # %%

@@ -48,7 +48,7 @@ records = Records("06_synopsis")
 # ## Places and roles
 #
 # A *place* is object 1, object 2 or the background of the finished picture: the detector's outlines, shrunk to the
-# 8 x 8 grid of image tokens, give soft masks $M_c$. A *role* is what a token is for: colour, shape, relation,
+# 8 x 8 grid of image tokens, give soft masks $B_l$ for the place $l$. A *role* is what a token is for: colour, shape, relation,
 # filler, end. Both are defined relative to the prompt, so that "red square is above blue circle" and "blue triangle
 # is left of red square" can be averaged.
 
@@ -72,11 +72,11 @@ Captioned(attention_rows({"soft mask": places[0].view(-1, 8, 8)}, CLASSES,
 #
 # </aside>
 #
-# With $A_{ij}$ the attention of image token $i$ to text token $j$,
+# With $A_{ij}$ the attention of image token $i$ to text token $j$, and $\rho$ the tokens of a role,
 #
-# $$\text{sum}_{cr} = \sum_i M_{ci} \sum_{j \in r} A_{ij}, \qquad
-#   \text{share}_{cr} = \frac{\text{sum}_{cr}}{\sum_i M_{ci}}, \qquad
-#   \text{per token}_{cr} = \frac{\text{share}_{cr}}{\lvert r \rvert}.$$
+# $$\text{sum}_{l\rho} = \sum_i B_{li} \sum_{j \in \rho} A_{ij}, \qquad
+#   \text{share}_{l\rho} = \frac{\text{sum}_{l\rho}}{\sum_i B_{li}}, \qquad
+#   \text{per token}_{l\rho} = \frac{\text{share}_{l\rho}}{\lvert \rho \rvert}.$$
 #
 # The paper takes the *sum*, which is larger for a larger place. *Share* is the attention of an average cell of the
 # place, and adds up to 1 over the roles. *Per token* divides by the tokens of the role: a relation phrase may be one

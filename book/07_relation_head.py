@@ -68,8 +68,8 @@ prompts = prompt_set("264")
 # $$M_i(e) = \frac{(W_q P_i + b_q) \cdot (W_k\,\mathrm{MLP}(e) + b_k)}{\sqrt d}.$$
 #
 # $M$ is an 8 x 8 map of attention logits before any picture exists. It is compared with an ideal ramp $T$ of norm 1
-# that rises toward the side the word names: with $A$ the map without its mean, the *projection* is
-# $\langle A, T \rangle$ in logits and the *cosine* $\langle A, T \rangle / \lVert A \rVert$. What all directions have
+# that rises toward the side the word names: with $\tilde M$ the map without its mean, the *projection* is
+# $\langle \tilde M, T \rangle$ in logits and the *cosine* $\langle \tilde M, T \rangle / \lVert \tilde M \rVert$. What all directions have
 # in common is subtracted first. As a *control*, the other words (colours, shapes, fillers) take the ramp that fits
 # them best. All heads and all words are one product of matrices; nothing is sampled.
 
@@ -351,7 +351,7 @@ Mean cosine of upright words of one meaning: {average(alike_pairs)}; of opposite
 # of a later head; PixArt's cross-attention has no norm before it, so that the effect on a logit is exact for the straight
 # path. The question to each later head: does what was written make it prefer shape 1 or shape 2?
 #
-# $$\tau = \frac{(W_q\, w)\cdot W_k (m_1 - m_2)}{\sqrt d},$$
+# $$\theta = \frac{(W_q\, w)\cdot W_k (m_1 - m_2)}{\sqrt d},$$
 #
 # with $w$ the written vector and $m_1 - m_2$ the difference of the two shape words, averaged over prompts (so that it
 # is about first against second, not about squares).

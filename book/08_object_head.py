@@ -277,7 +277,7 @@ does.
 """)
 
 # %% [markdown]
-# Both together: what a head really writes at each place and step, $\sum_j A_{ij} W_o v_j$, and how much of it changes with
+# Both together: what a head really writes at each place and step, $\sum_j A_{ij} W_o (W_v\,\mathrm{MLP}(e_j) + b_v)$, and how much of it changes with
 # each factor of the prompt. The unit is the head's own spread over prompts and places; a value of 1.4 means that the two
 # prompts share nothing.
 

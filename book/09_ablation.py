@@ -118,10 +118,10 @@ Relation heads: {listed(relation)}; object head: {head_name(*reader)}.
 # </aside>
 #
 # The output $z_h$ of a head $h$ is replaced, in the CFG branch that reads the caption, either by
-# zero or by its mean over all prompts $p$ and noises, for each image token and step:
+# zero or by its mean over all $N$ prompts $c$ and noises, for each image token and step:
 #
-# $$z_h[t, n] \leftarrow 0 \qquad \text{or} \qquad
-#   z_h[t, n] \leftarrow \tfrac1P \textstyle\sum_p z_h^{(p)}[t, n].$$
+# $$z_h[t, i] \leftarrow 0 \qquad \text{or} \qquad
+#   z_h[t, i] \leftarrow \tfrac1N \textstyle\sum_c z_h^{(c)}[t, i].$$
 #
 # The mean keeps what a head says to every prompt and takes away what it says about this one, so it is the
 # fairer test; zero also takes away whatever later layers expect to find there. Each picture is drawn from the
@@ -439,12 +439,12 @@ others go on. Heads with at least half of the best colour effect are from here o
 #
 # Patching costs a forward pass for each head, and there are more components than cross-attention heads: those of
 # self-attention, the MLPs, the text itself. A gradient tells of all of them by one backward pass. With $a$ a
-# component's output, $D = \lVert \hat v - \hat v_{\text{clean}} \rVert^2$ and $m$ texts $c_k$ on the way from the
+# component's output, $\ell = \lVert \hat v - \hat v_{\text{clean}} \rVert^2$ and $m$ texts $c_l$ on the way from the
 # counterpart's to the clean one,
 #
-# $$\tilde e_a = - \frac{\sum_t \frac1m \sum_k \nabla_a D(c_k) \cdot (a_{\text{clean}} - a_{\text{counterpart}})}
+# $$\tilde e_a = - \frac{\sum_t \frac1m \sum_l \nabla_a \ell(c_l) \cdot (a_{\text{clean}} - a_{\text{counterpart}})}
 #                {\sum_t \lVert \hat v_{\text{counterpart}} - \hat v_{\text{clean}} \rVert^2}, \qquad
-#   c_k = c' + \tfrac{k - 1/2}{m}\,(c - c').$$
+#   c_l = c' + \tfrac{l - 1/2}{m}\,(c - c').$$
 #
 # It is an approximation to $e$ by denoising, and stands or falls by the comparison with it.
 

@@ -64,15 +64,15 @@ titles = [r.replace("_", " ") for r in RELATIONS]
 #
 # </aside>
 #
-# The heads are found as in chapter 9: the object head by its attention, the relation heads $H$ by theirs and by
-# being heard by the object head. For relation $r$, with $z_h$ the output of head $h$ and $W_O^h$ its slice of
+# The heads are found as in chapter 9: the object head by its attention, the relation heads $S$ by theirs and by
+# being heard by the object head. For relation $r$, with $z_h$ the output of head $h$ and $W_o^h$ its slice of
 # the output projection, the vector is what these heads write, averaged over the prompts of $r$, noises and the
 # first half of the steps, minus its mean over all relations:
 #
-# $$v_r[n] = \bar w_r[n] - \tfrac18 \textstyle\sum_{r'} \bar w_{r'}[n], \qquad
-#   w[n] = \sum_{h \in H} W_O^h z_h[n],$$
+# $$v_r[i] = \bar w_r[i] - \tfrac18 \textstyle\sum_{r'} \bar w_{r'}[i], \qquad
+#   w[i] = \sum_{h \in S} W_o^h z_h[i],$$
 #
-# one vector for each of the 64 image tokens $n$.
+# one vector for each of the 64 image tokens $i$.
 
 # %%
 balanced = everything if full else everything[:24]
@@ -118,11 +118,11 @@ The heads write most at high noise: the norm is {norms[0]:.1f} at the first step
 # %% [markdown]
 # ## On a mean stream: no picture at all
 #
-# Let $x$ be the stream that the object head reads at the first step, averaged over prompts of all relations
+# Let $u$ be the stream that the object head reads at the first step, averaged over prompts of all relations
 # and over noise: it holds no picture and no relation. Add a vector and look at the object head's pattern for
 # a prompt,
 #
-# $$A(\alpha) = \mathrm{softmax}\!\left(\frac{W_Q (x + \alpha v_r)\, (W_K e)^\top}{\sqrt d}\right),$$
+# $$A(\alpha) = \mathrm{softmax}\!\left(\frac{W_q (u + \alpha v_r)\, (W_k e)^\top}{\sqrt d}\right),$$
 #
 # with $e$ the prompt's tokens after the caption MLP (biases left out here). The figure shows attention to the
 # first shape word minus attention to the second; above zero, a place is for object 1.

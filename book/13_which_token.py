@@ -219,7 +219,7 @@ else ""}
 # ## Find the heads from the weights
 #
 # Let $V_r$ be the effect of relation $r$ on a token after the caption MLP ([chapter 14](14_factors.ipynb)). For a head,
-# $M_r = (P W_q + b_q)(V_r W_k)^\top / \sqrt d$ is what the bare position embedding $P$ makes of it. If the head reads the
+# $M_r = (P_i W_q + b_q)(V_r W_k)^\top / \sqrt d$ is what the bare position embedding $P_i$ makes of it. If the head reads the
 # relation from that token, $M_r$ is a ramp: positive toward the side that $r$ names, or, as the second shape goes to the
 # other side, negative. As a null the names of the eight relations are permuted, each head in units of its own null, and $p$ is
 # corrected for the number of heads.

@@ -47,14 +47,14 @@ permutations = 1000 if full else 50
 # %% [markdown]
 # ## The partition
 #
-# Take one token of each of the 264 prompts, $X \in \mathbb{R}^{264 \times D}$, and fit it by what the prompt says: the relation (8
-# levels), the object that the token names (6), the other object's shape (3). With $P$ the projector on all factors and
-# $P_{-f}$ that without factor $f$,
+# Take one token of each of the 264 prompts, $E \in \mathbb{R}^{264 \times D}$, and fit it by what the prompt says: the relation (8
+# levels), the object that the token names (6), the other object's shape (3). With $\Pi$ the projector on all factors and
+# $\Pi_{-f}$ that without factor $f$,
 #
-# $$ R^2_f = \frac{\operatorname{tr} X_c^\top (P - P_{-f}) X_c}{\operatorname{tr} X_c^\top X_c}, \qquad
-#    \eta^2_f = \frac{SS_f}{SS_f + SS_\text{error}} . $$
+# $$ R^2_f = \frac{\operatorname{tr} \bar E^\top (\Pi - \Pi_{-f}) \bar E}{\operatorname{tr} \bar E^\top \bar E}, \qquad
+#    \eta^2_f = \frac{\mathrm{SS}_f}{\mathrm{SS}_f + \mathrm{SS}_\text{error}} , $$
 #
-# The null permutes the labels of one factor and keeps the others.
+# where $\bar E$ is $E$ without its mean row. The null permutes the labels of one factor and keeps the others.
 
 # %%
 vectors = {(role, stage): token_vectors(encoder, everything, role, module)
@@ -203,7 +203,7 @@ directions. The correlation is {fit:+.2f} (p = {p_fit:.3f}, names permuted); nei
 # </aside>
 #
 # Replace one token's embedding by $e - V_\text{old} + k V_\text{new}$ and leave all other tokens, the relation word among them,
-# as they are. $V$ comes from the encoder's output, from prompts that are not changed. Eight targets for each prompt, each
+# as they are. $V_r$ comes from the encoder's output, from prompts that are not changed. Eight targets for each prompt, each
 # $k$; the control gives the relations' vectors wrong names. Pictures are scored against the new relation; the old one
 # is not counted.
 

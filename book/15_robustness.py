@@ -229,17 +229,17 @@ The shift of *the* at shape2
 # ## Repair
 #
 # What is known of the training wording may be enough to undo what another wording does to the tokens. Six repairs,
-# none of which trains anything. With $m_r$ the mean of a role's token over T0, $U_r$ the directions in which it varies
-# there, $s_r$ the mean shift of the wording and $R_r$ the span of the relation effects:
+# none of which trains anything. With $m_\rho$ the mean of a role's token over T0, $U_\rho$ the directions in which it varies
+# there, $s_\rho$ the mean shift of the wording and $R_\rho$ the span of the relation effects:
 #
 # | repair | the token becomes | it must know |
 # |---|---|---|
 # | hide | itself; filler words not in T0 are hidden | the fillers of T0 |
 # | drop | that of the sentence without those fillers, encoded anew | the fillers of T0 |
-# | project | $m_r + U_r U_r^\top (e - m_r)$ | the role of each token |
-# | relation | $e - R_r R_r^\top s_r$ | role and wording |
-# | shift | $e - s_r$ | role and wording |
-# | restore | $m_r$ plus the effects of what is said | the meaning of the sentence |
+# | project | $m_\rho + U_\rho U_\rho^\top (e - m_\rho)$ | the role of each token |
+# | relation | $e - R_\rho R_\rho^\top s_\rho$ | role and wording |
+# | shift | $e - s_\rho$ | role and wording |
+# | restore | $m_\rho$ plus the effects of what is said | the meaning of the sentence |
 #
 # All statistics come from prompts that are not scored. Each repair is also applied to T0, to see what it costs.
 

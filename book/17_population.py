@@ -36,16 +36,16 @@ record = json.loads(Path("population.json").read_text())
 # %% [markdown]
 # ## The method
 #
-# Take a prompt $p$, and a donor $p'$ that differs in its relation alone. The embeddings that cross-attention reads are a
+# Take a prompt $c$, and a donor $c'$ that differs in its relation alone. The embeddings that cross-attention reads are a
 # set; replace those of some roles $S$ by the donor's:
 #
-# $$H_S = \{e_i(p) : \text{role}(i) \notin S\} \cup \{e_j(p') : \text{role}(j) \in S\}.$$
+# $$\{e_j(c) : \text{role}(j) \notin S\} \cup \{e_j(c') : \text{role}(j) \in S\}.$$
 #
 # A contextual encoder may have written the relation on any token, so the roles are tried one by one, in pairs, and all
 # together. The relation has two parts. Its *axis* is the line on which the objects lie; its *side* is which of them lies
-# on which end. With $v \in \{-1, 0, 1\}^2$ the offset that the donor names and $s$ that of the picture,
+# on which end. With $\nu \in \{-1, 0, 1\}^2$ the offset that the donor names and $s$ that of the picture,
 #
-# $$\text{axis: } s = \pm v, \qquad \text{side: } s = v.$$
+# $$\text{axis: } s = \pm \nu, \qquad \text{side: } s = \nu.$$
 #
 # Toward the opposite relation ("below" for "above") the axis stays and the side is what moves; toward a turned one
 # ("left" for "above") the axis moves. A token that carries a part brings it along, the other tokens against it.
@@ -168,10 +168,10 @@ is enough.
 # ## A dial
 #
 # What in an encoder opens the other way? Perhaps fusion: a contextual encoder writes part of the relation onto the second
-# shape's token. To test it, the dial is turned by hand. `rte-fused` is the table of random tokens, but for one thing: a vector $r$ of the
+# shape's token. To test it, the dial is turned by hand. `rte-fused` is the table of random tokens, but for one thing: a vector $V_r$ of the
 # prompt's relation is added to the second shape's token, with a dose $a$, and the norm is kept:
 #
-# $$e' = \frac{e + a\, r}{\lVert e + a\, r \rVert}\, \lVert e \rVert .$$
+# $$e' = \frac{e + a\, V_r}{\lVert e + a\, V_r \rVert}\, \lVert e \rVert .$$
 #
 # The relation word is the same at every dose, and enough by itself. Two or three models were trained at each dose, six at
 # dose 0.
