@@ -127,10 +127,14 @@ turned = pd.DataFrame({role: interchange_token(net, some, opposite, role, seed=s
 turned.round(2)
 
 # %%
-carrier = turned.loc["grafted"].idxmax()
-said = {"relation": "the relation word", "shape2": "the second shape's word"}[carrier]
+by_word, by_shape = turned.loc["grafted", ["relation", "shape2"]]
+reads = "rather from **the relation word**"
+if abs(by_word - by_shape) < 0.2:
+    reads = "from **neither more than from the other**, if at all"
+elif by_shape > by_word:
+    reads = "rather from **the second shape's word**"
 Markdown(f"""
-{net.name} reads the relation rather from **{said}**. Which word it is depends on the
+Of these two words {net.name} reads the relation {reads}. Which it is depends on the
 text encoder, and on the luck of a training run: [chapter 13](13_which_token.ipynb),
 [chapter 17](17_population.ipynb).
 """)

@@ -11,8 +11,8 @@ FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.S)
 NAMED = re.compile(r"\\(?:text|textit|mathrm|operatorname)\{[^}]*\}")
 WEIGHT = re.compile(r"(?<![A-Za-z\\])([Wb])_\{?[qkvo]\}?")  # q, k, v and o say which weight
 SYMBOL = re.compile(r"(?:\\(hat|bar|tilde|mathcal|mathbb)\b\s*\{?\s*)?(\\[a-zA-Z]+|[A-Za-z])\}?'*(_|\^h_)?")
-GREEK = {"\\" + name for name in ("alpha beta gamma delta Delta varepsilon eta theta kappa lambda mu nu pi Pi rho "
-                                  "sigma tau chi phi ell").split()}
+GREEK = set(re.findall(r"\\\w+", r"\alpha \beta \gamma \delta \Delta \varepsilon \eta \theta \kappa \lambda \mu \nu \pi \Pi "
+                                r"\rho \sigma \tau \chi \phi \ell"))
 REUSED = {"04_training": {"h", "k"}, "09_ablation": {"e"}, "10_injection": {"k"}, "11_circuit": {"e"},
           "14_factors": {"k"}}  # the letters that the figures of these chapters show
 

@@ -86,21 +86,44 @@ print(*names(), tuple(picture.shape), picture.float().std() > 10)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    """A folder with wheel and sdist of the files that git knows, made offline."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = subprocess.run(["git", "ls-files", "-z", "lib", "README.md", "LICENSE", "pyproject.toml"], cwd=TOP,
-                            capture_output=True, text=True)
+def source(tmp_path_factory) -> Path:
+    """A copy of the files that git knows and an installation needs."""
+    folder = tmp_path_factory.mktemp("source")
+    wanted = ("lib", "README.md", "LICENSE", "pyproject.toml", "constraints.txt", "binder")
+    listed = subprocess.run(["git", "ls-files", "-z", *wanted], cwd=TOP, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no git repository: what belongs to the package is not known")
     for name in filter(None, listed.stdout.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((TOP / name).read_bytes())
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((TOP / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory) -> Path:
+    """A folder with wheel and sdist, made offline."""
+    out = tmp_path_factory.mktemp("dist")
     for kind in ("sdist", "wheel"):
         code = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
         run = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
     return out
+
+
+def test_pip_finds_what_binder_asks_for_among_the_locked_versions(source):
+    """Without any index: everything is installed here, at those versions."""
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-build-isolation"]
+    run = subprocess.run([*pip, "-r", "binder/requirements.txt"], cwd=source, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip().splitlines()[-1].startswith("Would install spatial-circuits")
+
+
+def test_binder_trusts_the_notebooks(tmp_path):
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": programs, "JUPYTER_DATA_DIR": str(tmp_path)}
+    run = subprocess.run([TOP / "binder" / "postBuild"], cwd=TOP, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "Signing notebook: book/tour.ipynb" in run.stdout and run.stdout.splitlines()[-1].startswith("spatial-circuits ")
 
 
 def test_wheel_and_sdist_hold_the_models(built):
