@@ -81,14 +81,10 @@ def test_what_cannot_be_mapped_is_refused(word, heads, message, model):
         heatmap(model, PROMPT, word, heads)
 
 
-@pytest.mark.parametrize(("name", "word", "tokens"), [
-    ("rte", "is above", ["is", "above"]), ("minilm", "circles", ["circles"]),
-    ("t5-untrained", "red", ["red"])])
-def test_words_are_found_with_every_tokenizer(name, word, tokens):
-    made, prompt = encoder(name), "red square is above blue circles"
-    if name != "minilm":
-        prompt = prompt[:-1]
-    assert [made.encode([prompt]).tokens[0][i] for i in word_tokens(made, prompt, word)] == tokens
+@pytest.mark.parametrize("name", ["rte", "t5-untrained"])
+def test_words_are_found_with_every_encoder(name):
+    made, prompt = encoder(name), "red square is above blue circle"
+    assert word_tokens(made, prompt, "is above") == [2, 3] and word_tokens(made, prompt, "RED") == [0]
 
 
 def test_tokens_that_are_not_in_the_text_have_no_characters():

@@ -1,12 +1,14 @@
 """Any PixArt: a diffusers pipeline opened by name draws what stock diffusers draws, bit by bit, with readers and without."""
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_pixart
 import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
+from safetensors.torch import load_file, save_file
 
 from spatial_circuits.analyses.heads import layers_and_heads
 from spatial_circuits.analyses.self_check import self_check
@@ -196,8 +198,34 @@ def test_what_is_no_such_pipeline_is_refused_by_name(saved_as, tmp_path):
         load("rte", dtype="float16")
 
 
+def test_a_weight_or_an_encoder_that_is_missing_is_named(saved_as, tmp_path):
+    folder = tmp_path / "pipe"
+    shutil.copytree(saved_as(), folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights.pop("transformer_blocks.1.attn2.to_q.weight")
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="lacks the weight transformer_blocks.1.attn2.to_q.weight"):
+        load(folder)
+    index = json.loads((folder / "model_index.json").read_text()) | {"text_encoder": [None, None], "tokenizer": [None, None]}
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(saved_as() / "transformer", folder / "transformer")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="holds no text encoder; save one with it or name one in text.json"):
+        load(folder)
+
+
+def test_another_vae_can_be_named(saved_as):
+    folder, other = saved_as(), saved_as(seed=1)
+    model = load(folder, vae=other / "vae")
+    latents = model.latents(PROMPTS[:1], [1], steps=2)
+    assert torch.equal(latents, load(folder).latents(PROMPTS[:1], [1], steps=2))
+    off = (model.vae.decode(latents).int() - load(other).vae.decode(latents).int()).abs()
+    assert off.max() <= 1 and not torch.equal(model.vae.decode(latents), load(folder).vae.decode(latents))
+
+
 @pytest.mark.parametrize(("options", "message"), [
-    ({"seeds": [1]}, "lists of one length"), ({"batch": 0}, "batch is 0"), ({"steps": 0}, "steps is 0"),
+    ({"hight": 64}, "option 'hight' is unknown; choose from"), ({"seeds": [1]}, "lists of one length"), ({"batch": 0}, "batch is 0"), ({"steps": 0}, "steps is 0"),
     ({"guidance": float("nan")}, "guidance is nan"), ({"seeds": [1, 0.5]}, "seed 0.5 is no integer")])
 def test_wrong_options_are_refused_before_sampling(options, message, saved_as):
     with pytest.raises(ValueError, match=message):

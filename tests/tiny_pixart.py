@@ -1,4 +1,6 @@
 """Tiny diffusers pipelines around a PixArt transformer, built from a seed and saved by stock diffusers."""
+import json
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -11,6 +13,8 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from spatial_circuits.text.encoders import complete_record
 
 SCHEDULERS = {"dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler,
               "ddim": DDIMScheduler, "heun": HeunDiscreteScheduler}
@@ -44,3 +48,19 @@ def pipeline(kind="sigma", scheduler="dpm", size=32, layers=3, heads=2, head_dim
     pipe = cls(tokenizer(), coder, vae, transformer, made)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def as_pipeline(model, folder):
+    """One of our models as stock diffusers saves it; the VAE's statistics go into its 1 x 1 convolutions, the encoder's
+    name into text.json."""
+    vae = model.vae.model
+    plain = {"latents_mean": None, "latents_std": None, "shift_factor": None, "scaling_factor": 1.0}
+    copied = AutoencoderKL.from_config({**vae.config, **plain})
+    copied.load_state_dict(vae.state_dict())
+    mean, std = model.vae.mean.flatten(), model.vae.std.flatten()
+    with torch.no_grad():
+        copied.post_quant_conv.bias += copied.post_quant_conv.weight[:, :, 0, 0] @ mean
+        copied.post_quant_conv.weight *= std[:, None, None]
+    PixArtAlphaPipeline(None, None, copied, model.transformer, model.scheduler).save_pretrained(folder)
+    (folder / "text.json").write_text(json.dumps(complete_record(model.text)[0]))
+    return folder
