@@ -49,10 +49,10 @@ def test_a_picture_that_is_not_square_and_a_step_can_be_chosen(model):
 
 
 def test_one_number_a_head_and_place_is_kept(model):
-    reader = WordAttention(torch.ones(1, 300, dtype=torch.bool), [(0, 0), (1, 0), (2, 0)])
+    reader = WordAttention(torch.ones(1, 300, 1), [(0, 0), (1, 0), (2, 0)])
     run(model, [PROMPT], [0], reader, steps=4)
     assert not reader.calls and sum(x.numel() for x in reader.total.values()) == 3 * 2 * 256
-    torch.testing.assert_close(reader.total[0], torch.full((1, 2, 256), 7.0), atol=0.02, rtol=0)
+    torch.testing.assert_close(reader.total[0], torch.full((1, 2, 256, 1), 7.0), atol=0.02, rtol=0)
 
 
 def test_it_serves_our_models_too(tiny):

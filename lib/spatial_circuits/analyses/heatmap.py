@@ -21,12 +21,13 @@ _GLOW = (255, 60, 0)    # the overlay's colour at a map's maximum
 
 
 class WordAttention(RoleAttention):
-    """Sums, over steps, the attention of each image token to some text tokens: `total[layer]`
-    [S, H, N] of the conditional branch, and `steps_seen`, of one batch of S samples."""
+    """Sums, over steps, the attention of each image token to groups of text tokens: `total[layer]`
+    [S, H, N, R] of the conditional branch, and `steps_seen`, of one batch of S samples."""
 
-    def __init__(self, tokens: Tensor, heads: Sequence[Head], steps: Sequence[int] | None = None):
-        super().__init__(tokens.float()[:, :, None])             # tokens [S or 1, T] bool
-        self.where, self.steps = list(heads), None if steps is None else list(steps)
+    def __init__(self, groups: Tensor, heads: Sequence[Head] | None = None,
+                 steps: Sequence[int] | None = None):
+        super().__init__(groups.float())                         # groups [S or 1, T, R]
+        self.where, self.steps = heads, None if steps is None else list(steps)
 
     def start(self) -> None:
         super().start()
@@ -35,9 +36,15 @@ class WordAttention(RoleAttention):
 
     def read(self, call: Call) -> None:
         super().read(call)
-        seen = self.calls.pop((call.step, call.layer))[call.forward.rows(BRANCHES[1]), ..., 0]
-        self.total[call.layer] = self.total.get(call.layer, 0) + seen.float()
+        rows = call.forward.rows(BRANCHES[1])
+        seen = self.calls.pop((call.step, call.layer))[rows].float()
+        kept = self.reduced(seen, call.sample[rows])
+        self.total[call.layer] = self.total.get(call.layer, 0) + kept
         self.steps_seen.add(call.step)
+
+    def reduced(self, seen: Tensor, samples: Tensor) -> Tensor:
+        """What is kept of attention [b, H, N, R] to the groups, for these samples [b]."""
+        return seen
 
 
 @dataclass
@@ -82,11 +89,11 @@ def heatmap(model: Model, prompt: str, word: str, heads: Sequence[Head] | None =
     tokens = word_tokens(model.encoder, prompt, word)
     where = torch.zeros_like(text.mask)
     where[0, tokens] = True
-    reader = WordAttention(where, chosen, when)
+    reader = WordAttention(where[:, :, None], chosen, when)
     latents = run(model, [prompt], [seed], reader, **options)
     patch = model.transformer.config["patch_size"]
     grid = [n // patch for n in latents.shape[-2:]]
-    each = [reader.total[layer][0, head] / len(reader.steps_seen) for layer, head in chosen]
+    each = [reader.total[layer][0, head, :, 0] / len(reader.steps_seen) for layer, head in chosen]
     maps = torch.stack(each).unflatten(1, grid).cpu()
     return WordMap(prompt, word, [text.tokens[0][i] for i in tokens], chosen, maps,
                    model.vae.decode(latents)[0].cpu())
