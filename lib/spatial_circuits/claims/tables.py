@@ -21,6 +21,8 @@ from ..analyses.curves import (
 from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
+from ..analyses.locate import Locator
+from ..analyses.placed import placed_ablation, placed_effects, placed_synopsis
 from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
 from ..analyses.weight_maps import screen_words
@@ -64,9 +66,17 @@ def require_obeyed(model: Model, prompts: Sequence[str], per_prompt: int = 1,
 
 
 def run_synopsis(model: Model, prompts: Sequence[str], per_prompt: int = 4, seed: int = 1,
-                 step: int | str = "mean", progress: bool = False) -> dict:
+                 step: int | str = "mean", progress: bool = False,
+                 locate: Locator | None = None) -> dict:
     """Ranking of all heads by both scores, and how each score's top head attends at every step
-    (chapter 6). Raises ValueError for another step than a number, "mean" or "max"."""
+    (chapter 6); with a locator, for any model and any two things, the ranking alone, by the mean
+    over steps. Raises ValueError for another step than a number, "mean" or "max"."""
+    if locate is not None:
+        if step != "mean":
+            raise ValueError(f"step is {step!r}; with a locator it must be mean")
+        table = placed_synopsis(model, prompts, locate, per_prompt, seed, progress=progress)
+        return {"prompts": len(prompts), "images": int(table["images"][0]), "step": step,
+                "heads": records(table)}
     if step not in ("mean", "max") and (not isinstance(step, int) or not 0 <= step < STEPS):
         raise ValueError(f"step {step!r} is out of range; choose 0 to {STEPS - 1}, mean or max")
     found = synopsis(model, prompts, per_prompt, seed, progress=progress)
@@ -93,18 +103,20 @@ def run_screen(model: Model, prompts: Sequence[str]) -> dict:
 
 
 def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
-               heads: Sequence[str] = (), together: bool = False, kind: str = "mean",
+               heads: Sequence[str] = (), together: bool = False, kind: str | None = None,
                role: str | None = None, when: Sequence[int] | None = None,
-               progress: bool = False) -> dict:
+               progress: bool = False, locate: Locator | None = None) -> dict:
     """What fails without each head (all by default), or without the named ones together; or with a
-    role hidden from them (chapter 9).
+    role hidden from them (chapter 9). With a locator for any model and any two things, by zero
+    ablation, else by mean ablation where no kind is said.
 
     Raises ValueError for a head, role, step or kind that does not exist.
     """
-    if kind not in ("mean", "zero"):
-        raise ValueError(f"kind {kind!r} is unknown; choose from mean, zero")
+    kind = kind or ("mean" if locate is None else "zero")
+    if kind not in (("mean", "zero") if locate is None else ("zero",)):
+        raise ValueError(f"kind {kind!r} is unknown; choose from mean, zero; zero with a locator")
     late = [s for s in when or [] if not 0 <= s < STEPS]
-    if late:
+    if late and locate is None:
         raise ValueError(f"step {late[0]} is out of range; the run has steps 0 to {STEPS - 1}")
     chosen = [parse_head(h) for h in heads] or heads_of(model)
     sets = {head_name(*h): [h] for h in chosen}
@@ -112,15 +124,20 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
         sets = {"+".join(sets): chosen}
     head_conditions(model, sets)                                        # refuses heads out of range
     options: dict[str, Any] = {"when": when, "progress": progress}
-    if role:
+    if locate is not None:
+        drawn = placed_ablation(model, prompts, sets, locate, per_prompt, seed, role, **options)
+        table = placed_effects(drawn)
+    elif role:
         hidden = {name: (role, heads) for name, heads in sets.items()}
         frame = mask_roles(model, prompts, hidden, per_prompt, seed, **options)
+        table = effects(frame, OUTCOMES)
     else:
         mean = mean_outputs(model, prompt_set("264")) if kind == "mean" else None
         frame = ablate(model, prompts, sets, per_prompt, seed, mean, **options)
+        table = effects(frame, OUTCOMES)
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
             "kind": f"{role} hidden" if role else kind, "when": when,
-            "effects": records(effects(frame, OUTCOMES))}
+            "effects": records(table)}
 
 
 def _split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:

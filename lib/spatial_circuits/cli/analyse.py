@@ -1,6 +1,7 @@
 """Commands that measure a model: the tables of chapters 5 to 15, printed and written as JSON."""
 from collections.abc import Callable
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -11,19 +12,25 @@ from .options import (
     Device,
     Json,
     Limit,
+    LocatorName,
     Name,
     PerPrompt,
     Precise,
     Prompts,
+    PromptsFile,
     SeedOption,
     open_model,
 )
 
 
-def _first(prompts: str, limit: int | None, spread: bool = False) -> list[str]:
-    """The first `limit` prompts of a set, or as many spread over it."""
+def _first(prompts: str, limit: int | None, spread: bool = False,
+           file: Path | None = None) -> list[str]:
+    """The first `limit` prompts of a set or a file, or as many spread over it."""
     from ..data.metrics import prompt_set
-    chosen = prompt_set(prompts)
+    lines = prompt_set(prompts) if file is None else file.read_text().splitlines()
+    chosen = [line.strip() for line in lines if line.strip()]
+    if not chosen:
+        raise ValueError(f"{file} holds no prompt; write one a line")
     stride = max(1, len(chosen) // (limit or len(chosen))) if spread else 1
     return chosen[::stride][:limit]
 
@@ -35,16 +42,19 @@ def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Cal
     shared options; `spread`: a limit takes prompts from all over the set.
     """
     shared: dict[str, tuple] = {
-        "model": (Name, "rte"), "prompts": (Prompts, "264"), "limit": (Limit, None)}
+        "model": (Name, "rte"), "prompts": (Prompts, "264"), "prompts_file": (PromptsFile, None),
+        "limit": (Limit, None)}
     own = list(signature(run).parameters.values())[2:]
     if "seed" in signature(run).parameters:
         shared["precise"] = (Precise, False)
 
-    def command(context, model, prompts, limit, json, device, precise=True, **options) -> None:
+    def command(context, model, prompts, limit, json, device, prompts_file, precise=True, **options
+                ) -> None:
         if json:
             check_file(json)
+        chosen = _first(prompts, limit, spread, prompts_file)
         net = open_model(model, device)
-        record = run(net if precise else net.fast(), _first(prompts, limit, spread), **options)
+        record = run(net if precise else net.fast(), chosen, **options)
         if json:
             write_json(json, {"model": net.name, "command": context.obj, **record})
 
@@ -85,14 +95,26 @@ def _evaluate(
 
 
 def _synopsis(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
-             step: Annotated[str, typer.Option(help="a step's number, mean or max")] = "mean"):
+             step: Annotated[str, typer.Option(help="a step's number, mean or max")] = "mean",
+             locator: LocatorName = None):
     """Attention from objects to words, head by head (chapter 6)."""
     from ..claims.tables import run_synopsis
     when = int(step) if step.lstrip("-").isdecimal() else step
-    record = run_synopsis(net, prompts, images_per_prompt, seed, when, progress=True)
+    record = run_synopsis(net, prompts, images_per_prompt, seed, when, progress=True,
+                          locate=_locate(net, locator))
     best = _frame(record["heads"]).groupby("score", sort=False).head(6)
     print(best.round(4).to_string(index=False))
     return record
+
+
+def _locate(net, locator: str | None):
+    """The locator of that name; without one our detector, or None for a model of the book's size,
+    whose analyses need none."""
+    from ..analyses.locate import named_locator
+    from ..data.scenes import GRID
+    if locator is None and net.transformer.config["sample_size"] == 2 * GRID:
+        return None
+    return named_locator(locator or "detector")
 
 
 def _screen(net, prompts):
@@ -108,16 +130,18 @@ def _ablate(
     heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="default: every "
                                                        "head, each alone")] = None,
     together: Annotated[bool, typer.Option("--together", help="the heads as one set")] = False,
-    kind: Literal["mean", "zero"] = "mean",
+    kind: Annotated[Literal["mean", "zero"] | None, typer.Option(
+        help="default: mean; zero, the only one, with a locator")] = None,
     role: Annotated[str | None, typer.Option(help="hide this role's tokens from the heads "
                                                 "instead: shape1, relation, ...")] = None,
     when: Annotated[list[int] | None, typer.Option(metavar="STEP ...", help="only at these "
                                                       "sampling steps")] = None,
+    locator: LocatorName = None,
 ):
     """What fails without each head (chapter 9)."""
     from ..claims.tables import run_ablate
     record = run_ablate(net, prompts, images_per_prompt, seed, heads or [], together, kind, role,
-                        when or None, progress=True)
+                        when or None, progress=True, locate=_locate(net, locator))
     _pivot(record["effects"], ["condition"], "metric", "change")
     return record
 

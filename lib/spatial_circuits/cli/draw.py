@@ -57,4 +57,51 @@ def _export(folder: Path, count: Count = 1000, seed: SeedOption = 0,
     print(f"wrote {count:,} scenes to {export(scenes, folder)}")
 
 
-DRAWING = (_sample, _share, _export)
+def _heatmap(
+    prompt: Annotated[str, typer.Option(help="what to draw")],
+    word: Annotated[str, typer.Option(help="a word of the prompt, or several in a row")],
+    model: Name = "rte",
+    heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="or all")] = None,
+    seed: SeedOption = 0, out: Annotated[Path, typer.Option(help="a folder")] = Path("heatmap"),
+    device: Device = "auto",
+) -> None:
+    """Where heads look at a word: maps.npy, picture.png, overlay.png, and heads.png with all."""
+    check_file(out / "maps.npy")
+    net = open_model(model, device)
+    import numpy as np
+    from PIL import Image
+
+    from ..analyses.heads import head_name, layers_and_heads, parse_head
+    from ..analyses.heatmap import heatmap
+    from ..book.head_figures import attention_rows
+    from ..files import writing
+    found = heatmap(net, prompt, word, [parse_head(h) for h in heads] if heads else None, seed)
+    rows, titles = {word: found.maps}, [head_name(*head) for head in found.heads]
+    if not heads:
+        layers, count = layers_and_heads(net)
+        rows = {f"L{i}": maps for i, maps in enumerate(found.maps.chunk(layers))}
+        titles = [f"H{i}" for i in range(count)]
+    with writing(out / "maps.npy") as path, open(path, "wb") as file:
+        np.save(file, found.maps.numpy())
+    for name, image in (("picture", found.picture), ("overlay", found.overlay())):
+        with writing(out / f"{name}.png") as path:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, format="png")
+    with writing(out / "heads.png") as path:
+        attention_rows(rows, titles, f"attention to {word}").savefig(path, format="png")
+    print(f"wrote maps.npy, picture.png, overlay.png and heads.png to {out}")
+
+
+def _check(model: Name = "rte", device: Device = "auto") -> None:
+    """Do readers of this model tell the truth and change nothing, and what memory do they take?"""
+    net = open_model(model, device)
+    from ..analyses.self_check import self_check
+    found = self_check(net)
+    print(f"explicit pattern against the kernel: {found.pattern_error:.1e}, at most "
+          f"{found.tolerance:.0e}\nbit-identical with a reader: {found.bit_identical}")
+    for name, size in found.memory.items():
+        print(f"memory of {name}: {size / 2 ** 20:,.1f} MiB")
+    if not found.passed:
+        raise ValueError(f"{model} does not pass the check; its analyses cannot be trusted")
+
+
+DRAWING = (_sample, _share, _export, _heatmap, _check)

@@ -12,9 +12,14 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
                                               help="write the table to this file")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]
 Name = Annotated[str, typer.Option(help="a shipped model's name, or a folder")]
+LocatorName = Annotated[str | None, typer.Option(
+    "--locator", metavar="LOCATOR", help="where things are: detector, model:NAME (zero-shot), "
+    "mask:FILE.npy, colours:cat=255,0,0;dog=...; for models and prompts unlike the book's")]
 PerPrompt = Annotated[int, typer.Option(min=1, help="pictures of each prompt")]
 Precise = Annotated[bool, typer.Option("--precise", help="fp32 also where bf16 is faster")]
 Prompts = Annotated[Literal["264", "96", "22"], typer.Option(help="how many prompts the set has")]
+PromptsFile = Annotated[Path | None, typer.Option("--prompts-file", metavar="FILE",
+                                                  help="prompts of your own, one a line")]
 SeedOption = Annotated[int, typer.Option(**SEEDS)]
 
 

@@ -7,6 +7,7 @@ precision    which number format is fast on a device
 forward      what the rows of a forward are: sampling step, samples, CFG branches
 sampler      the sampling loop with classifier-free guidance, for any solver of diffusers
 pipeline     `Model`: encoder, transformer, solver and VAE in one
+stock        any diffusers pipeline around a PixArt transformer as a `Model`
 store        the shipped models: `load`, `save_model`, manifests of hashes
 collections  models of a checkout's workflow folder, by COLLECTION/NAME, also packed ones
 

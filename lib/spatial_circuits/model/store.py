@@ -24,6 +24,7 @@ from ..text.identity import tensors_hash
 from .collections import WORKFLOW, collected, packed_entry, packed_weights
 from .noise import Noise
 from .pipeline import Model
+from .stock import load_pipeline
 from .transformer import build_transformer
 from .vae import VAE
 
@@ -67,13 +68,28 @@ def _unpacked(name: str, entry: dict) -> Path:
     return folder
 
 
-def load(name: str | Path, vae: str | Path | None = None) -> Model:
-    """A model by name or folder, as `find_model` finds it; `vae` names another VAE.
+def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = None) -> Model:
+    """A model by name or folder, as `find_model` finds it, or a diffusers pipeline around a PixArt
+    transformer, by folder or hub name; `vae` names another VAE, `dtype` a pipeline's precision.
 
     Raises ValueError for an unknown name, a missing or damaged file, and an encoder or VAE that is
     not the one the model was trained with.
     """
-    folder = find_model(name)
+    other = load_vae(vae).model if vae is not None else None
+    if (Path(name) / "model_index.json").is_file():
+        return load_pipeline(name, other, dtype)
+    try:
+        folder = find_model(name)
+    except ValueError as error:
+        if str(name).count("/") != 1 or Path(name).exists():            # OWNER/NAME of the hub
+            raise
+        try:
+            return load_pipeline(name, other, dtype)
+        except ValueError as second:
+            raise ValueError(f"{error}; {second}") from second
+    if dtype is not None:
+        raise ValueError(f"dtype {dtype!r} is for diffusers pipelines; {name} runs in float32, and "
+                         "`Model.fast` gives it in bf16")
     verify(folder)
     text, noise = _record(folder / "text.json"), _noise(folder / "recipe.json")
     try:

@@ -8,6 +8,9 @@ Where does it go?
     a counterpart      `counterparts`: a prompt with one factor changed
     a prompt set       `data.metrics.prompt_set`
     tokens of a role   `roles`, and nowhere else
+    any two things     `parser`: their words and a relation, T2I-CompBench's prompts too
+    tokens of a word   `words`, for every tokenizer
+    a pipeline's T5    `pipeline_encoder`
 
 An encoder of one's own, in a module that can be imported (mine.py beside the notebook will do):
 
