@@ -17,12 +17,20 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+)
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import T5EncoderModel
 
 from ..text.encoders import load_encoder
+from ..text.hub import read_pretrained
 from ..text.pipeline_encoder import PipelineEncoder
 from .forward import BRANCHES, TOLD, Forward
 from .noise import Noise
@@ -32,6 +40,8 @@ from .vae import VAE
 
 PIPELINES = {cls.__name__: cls for cls in (PixArtAlphaPipeline, PixArtSigmaPipeline)}
 DTYPES = ("float32", "bfloat16", "float16")
+_PARTS = {"transformer": PixArtTransformer2DModel, "vae": AutoencoderKL,
+          "text_encoder": T5EncoderModel}
 
 
 @dataclass
@@ -184,23 +194,24 @@ def load_pipeline(name: str | Path, vae: Any = None, dtype: str | None = None) -
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-    options = {"torch_dtype": getattr(torch, dtype or "float32"), "use_safetensors": True}
-    options |= {} if vae is None else {"vae": vae.to(options["torch_dtype"])}
-    local = {"local_files_only": True}
+    kept, local = getattr(torch, dtype or "float32"), {"local_files_only": True}
+    parts = {} if vae is None else {"vae": vae.to(kept)}
     try:
         if not Path(name).exists() and not try_to_load_from_cache(str(name), "model_index.json"):
             HfApi().model_info(str(name), timeout=2)    # diffusers would try for half a minute
             local = {}
-        kind = DiffusionPipeline.load_config(name, **local)["_class_name"]
+        index = DiffusionPipeline.load_config(name, **local)
+        kind = index["_class_name"]
+        for part, cls in _PARTS.items() if kind in PIPELINES else ():
+            if part not in parts and index[part][0] is not None:
+                precision = {"dtype" if part == "text_encoder" else "torch_dtype": kept}
+                parts[part] = read_pretrained(cls, name, subfolder=part, **precision)
         if kind in PIPELINES:
-            pipe = PIPELINES[kind].from_pretrained(name, **local, **options)
+            pipe = PIPELINES[kind].from_pretrained(name, **local, **parts)
     except Exception as error:                          # a damaged folder raises whatever it likes
         raise ValueError(f"{name} is no pipeline that can be read: {error}") from error
     if kind not in PIPELINES:
         raise ValueError(f"{name} holds a {kind}; choose one with {' or '.join(PIPELINES)}")
-    for part in (pipe.transformer, pipe.vae):
-        for weight in (n for n, p in part.named_parameters() if p.is_meta):
-            raise ValueError(f"{name} lacks the weight {weight}; restore the file")
     record, text = {"name": "pipeline", "options": {}}, Path(name) / "text.json"
     if pipe.text_encoder is None and not text.is_file():
         raise ValueError(f"{name} holds no text encoder; save one with it or name one in text.json")
