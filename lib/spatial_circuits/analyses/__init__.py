@@ -17,6 +17,7 @@ subspaces   in how many dimensions a factor sits at a word or a head's query (DA
 synopsis    attention from each object's image tokens to each role of the prompt
 heatmap     where each head looks at a word, in any model
 locate      where two named things are in a picture: detectors, colours, masks, by one protocol
+edit_files  interventions as JSON, and a model that samples under them
 placed      synopsis and ablation for any model and any two things, in bounded memory
 self_check  do readers tell the truth, leave pictures alone, and what memory do they take
 weight_maps what a head would attend to, from the weights alone: QK and OV maps, ramps

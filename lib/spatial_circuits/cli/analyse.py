@@ -10,6 +10,7 @@ from ..files import check_file, write_json
 from .options import (
     Count,
     Device,
+    EditFile,
     Json,
     Limit,
     LocatorName,
@@ -38,23 +39,23 @@ def _first(prompts: str, limit: int | None, spread: bool = False,
 def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Callable[..., None]:
     """The command that calls `run(model, prompts, ...)`, with the options that all analyses share.
 
-    An analysis that samples (it takes a seed) also has `--precise`. `defaults` are those of the
-    shared options; `spread`: a limit takes prompts from all over the set.
+    An analysis that samples (it takes a seed) also has `--precise` and `--edit`. `defaults` are
+    those of the shared options; `spread`: a limit takes prompts from all over the set.
     """
     shared: dict[str, tuple] = {
         "model": (Name, "rte"), "prompts": (Prompts, "264"), "prompts_file": (PromptsFile, None),
         "limit": (Limit, None)}
     own = list(signature(run).parameters.values())[2:]
     if "seed" in signature(run).parameters:
-        shared["precise"] = (Precise, False)
+        shared |= {"precise": (Precise, False), "edit": (EditFile, None)}
 
-    def command(context, model, prompts, limit, json, device, prompts_file, precise=True, **options
-                ) -> None:
+    def command(context, model, prompts, limit, json, device, prompts_file, precise=True, edit=None,
+                **options) -> None:
         if json:
             check_file(json)
         chosen = _first(prompts, limit, spread, prompts_file)
-        net = open_model(model, device)
-        record = run(net if precise else net.fast(), chosen, **options)
+        net = open_model(model, device, precise, edit)
+        record = run(net, chosen, **options)
         if json:
             write_json(json, {"model": net.name, "command": context.obj, **record})
 

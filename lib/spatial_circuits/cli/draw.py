@@ -5,19 +5,19 @@ from typing import Annotated, Literal
 import typer
 
 from ..files import check_file, writing
-from .options import Count, Device, Name, SeedOption, open_model
+from .options import Count, Device, EditFile, Name, SeedOption, open_model
 
 
 def _sample(prompt: str, model: Name = "rte", count: Count = 4, seed: SeedOption = 0,
            out: Annotated[Path, typer.Option(help="a PNG file")] = Path("sample.png"),
-           device: Device = "auto") -> None:
+           edit: EditFile = None, device: Device = "auto") -> None:
     """Draw pictures of one prompt, side by side."""
     if not prompt.strip():
         raise ValueError("the prompt is empty; try 'red square is above blue circle'")
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out} must end in .png")
     check_file(out)
-    net = open_model(model, device)
+    net = open_model(model, device, edit=edit)
     from PIL import Image
     images = net.images([prompt] * count, list(range(seed, seed + count))).cpu()
     row = images.permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
@@ -63,11 +63,11 @@ def _heatmap(
     model: Name = "rte",
     heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="or all")] = None,
     seed: SeedOption = 0, out: Annotated[Path, typer.Option(help="a folder")] = Path("heatmap"),
-    device: Device = "auto",
+    edit: EditFile = None, device: Device = "auto",
 ) -> None:
     """Where heads look at a word: maps.npy, picture.png, overlay.png, and heads.png with all."""
     check_file(out / "maps.npy")
-    net = open_model(model, device)
+    net = open_model(model, device, edit=edit)
     import numpy as np
     from PIL import Image
 

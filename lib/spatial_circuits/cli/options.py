@@ -8,6 +8,8 @@ SEEDS = {"min": -2 ** 31, "max": 2 ** 31 - 1}
 
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is cuda if possible")]
+EditFile = Annotated[Path | None, typer.Option("--edit", metavar="FILE",
+                                               help="draw under the interventions of this file")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
                                               help="write the table to this file")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]
@@ -35,8 +37,12 @@ def torch_device(name: str) -> str:
     return name
 
 
-def open_model(name: str, device: str):
-    """A model on its device, ready to run."""
+def open_model(name: str, device: str, precise: bool = True, edit: Path | None = None):
+    """A model on its device, ready to run; fast on request, and under the edits of a file."""
     place = torch_device(device)
+    from ..analyses.edit_files import load_edits, under_edits
     from ..model.store import load
-    return load(name).to(place)
+    edits = load_edits(edit) if edit else []
+    net = load(name).to(place)
+    net = net if precise else net.fast()
+    return under_edits(net, edits) if edits else net
