@@ -38,7 +38,7 @@ NOWHERE = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("stock") / "pipe"
-    tiny_pixart.pipeline(scheduler="heun").save_pretrained(place)
+    tiny_pixart.pipeline(scheduler="euler").save_pretrained(place)
     return place
 
 

@@ -51,7 +51,7 @@ def stock(folder, kind, seeds=(3, 4), prompts=PROMPTS, dtype=torch.float32, **ca
 
 @pytest.mark.parametrize(("kind", "scheduler", "size", "guidance"), [
     ("sigma", "dpm", 32, 4.5), ("sigma", "euler", 32, 4.5), ("sigma", "ddim", 32, None),
-    ("sigma", "heun", 32, 4.5), ("alpha", "dpm", 64, 4.5), ("alpha", "heun", 32, None), ("alpha", "ddim", 32, 2.0)])
+    ("sigma", "heun", 32, 4.5), ("alpha", "dpm", 64, 4.5), ("alpha", "heun", 32, None)])
 def test_it_draws_what_stock_diffusers_draws_with_readers_and_without(kind, scheduler, size, guidance, saved_as):
     folder = saved_as(kind=kind, scheduler=scheduler, size=size)
     pictured = (kind, scheduler) in (("sigma", "dpm"), ("alpha", "heun"))
