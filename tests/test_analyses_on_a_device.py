@@ -18,14 +18,19 @@ from spatial_circuits.analyses import (
     attribution,
     circuit,
     curves,
+    edit_files,
     evaluation,
     factors,
     heads,
+    heatmap,
     injection,
+    locate,
     patching,
+    placed,
     repair,
     robustness,
     second_judge,
+    self_check,
     subspaces,
     sweep,
     synopsis,
@@ -40,7 +45,7 @@ from spatial_circuits.text.counterparts import counterpart, relations_said
 fake = pytest.importorskip("fake_device")
 PROMPTS = prompt_set("264")[:22]
 TOLD = "red square is above blue circle"
-HELPERS = {"snapshots"}          # reads files, computes nothing
+HELPERS = {"snapshots", "memory_of", "edit_hooks"}     # read files, count, make hooks for `under_edits`
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -132,6 +137,17 @@ def circuits(model):
     yield torch.tensor(found["patching"])
 
 
+def anywhere(model):
+    found = heatmap.heatmap(model, TOLD, "above", steps=1)
+    yield from (found.maps, found.picture)
+    checked = self_check.self_check(model, steps=1)
+    assert checked.passed and checked.memory["heatmap"] > 0
+    silent = edit_files.under_edits(model, [edit_files.EditSpec("hide", ["L0H1"], ["above"])])
+    yield silent.latents([TOLD], [0], steps=1).cpu()
+    yield placed.placed_ablation(model, [TOLD], {"one": [(0, 1)]}, locate.by_detector, steps=1)
+    yield placed.placed_synopsis(model, [TOLD], locate.by_detector, steps=1)
+
+
 class Draughtsman:
     """In place of a VAE: draws the scene that TOLD tells, whatever the latents."""
 
@@ -148,7 +164,7 @@ class Draughtsman:
         return self.picture.expand(len(latents), -1, -1, -1)
 
 
-@pytest.mark.parametrize("analyses", [weights, injected, worded, scored, patched, circuits])
+@pytest.mark.parametrize("analyses", [weights, injected, worded, scored, patched, circuits, anywhere])
 def test_another_device_gives_the_same_on_the_cpu(tiny, analyses):
     torch.manual_seed(0)
     wanted = list(analyses(replace(tiny, vae=Draughtsman())))
