@@ -134,6 +134,7 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width, timeout=3000)  # the side bars slide into place
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+    tab.wait_for_function("() => document.getAnimations().every((a) => a.playState !== 'running')")  # colours fade into the dark
     assert tab.evaluate(SERIOUS, [spared, {"runOnly": ["color-contrast"]}]) == []
     assert said == []
 
