@@ -1,5 +1,6 @@
 """Claims are judged from a folder's records."""
 import json
+import re
 
 import pytest
 
@@ -232,6 +233,19 @@ def test_a_survey_joins_models_and_asks_only_those_that_a_claim_is_about(tmp_pat
     found = claims.survey([tmp_path / n for n in "abc"])
     assert found["C1"].verdict == "partly: 1 of 2 runs" and "`a`" in found["C1"].ours and "`b`" in found["C1"].ours and "`c`" not in found["C1"].ours
     assert found["C3"].status == "holds" and "`c`" in found["C3"].ours and "C4" not in found
+
+
+@pytest.mark.parametrize("runs, counted", [
+    ((("a", "rte", 0.95), ("b", "rte", 0.5)), {"b"}),                  # a biased run stands beside an unbiased one
+    ((("a", "rte", 0.95), ("b", "minilm", 0.5)), {"a", "b"}),          # of another kind: it counts until there is one
+    ((("a", "rte", 0.95), ("b", "rte", 0.95)), {"a", "b"})])
+def test_biased_runs_count_only_where_there_is_no_other(tmp_path, runs, counted):
+    for name, text, first_up in runs:
+        (tmp_path / name).mkdir()
+        for file, record in (("text", {"name": text}), ("recipe", {"size": "tiny", "first_up": first_up}), ("evaluation", evaluation(0.97, 0.96))):
+            (tmp_path / name / f"{file}.json").write_text(json.dumps(record))
+    found = claims.survey([tmp_path / "a", tmp_path / "b"])["C1"]
+    assert set(re.findall("`(.)`", found.ours)) == counted and found.runs == len(counted)
 
 
 def test_what_ships_is_surveyed_and_every_tested_claim_has_a_chapter_that_exists():
