@@ -289,7 +289,7 @@ def _together(by_model: dict[str, Evidence]) -> Evidence:
 
 
 def claims_table(found: dict[str, Evidence]) -> str:
-    """The claims as a Markdown table: number, claim with paper's figure and ours, status, chapter."""
+    """The claims as a Markdown table: number, claim, paper's figure and ours, status, chapter."""
     rows = ["| no. | claim, the paper's figure, and ours | here | chapter |", "|---|---|---|---|"]
     for claim in CLAIMS:
         e = found.get(claim.id)
