@@ -191,8 +191,8 @@ def tells_order(log: list[dict]) -> bool:
 
 
 def learned_in_order(log: list[dict]) -> Evidence:
-    """C2: colour, shape, binding given both, and relation given binding pass their `milestones` in
-    that order, the relation later than binding."""
+    """C2: colour, shape, binding given both, and relation given binding pass the middle between a
+    reader of single words and a perfect one in that order, the relation later than binding."""
     images = milestones(log)
     steps = list(images.values())
     last = math.isfinite(steps[-1]) and steps[-1] > steps[-2]
@@ -281,15 +281,3 @@ def _together(by_model: dict[str, Evidence]) -> Evidence:
         told.append(f"`{name}`{word}: {e.ours}")
     held, runs = (sum(getattr(e, n) for e in by_model.values()) for n in ("held", "runs"))
     return Evidence(held, runs, "<br>".join(told))
-
-
-def claims_table(found: dict[str, Evidence]) -> str:
-    """The claims as a Markdown table: number, claim with the paper's figure and ours, status,
-    chapter."""
-    rows = ["| no. | claim, the paper's figure, and ours | here | chapter |", "|---|---|---|---|"]
-    for claim in CLAIMS:
-        e = found.get(claim.id)
-        ours, verdict = (e.ours, e.verdict) if e else ("–", "not yet tested")
-        told = f"**{claim.text}.**<br>Paper: {claim.paper}<br>{ours}"
-        rows.append(f"| {claim.id} | {told} | {verdict} | {claim.chapter} |")
-    return "\n".join(rows)
