@@ -6,7 +6,7 @@
 # attention heads that do the placing are found and tested. It reproduces, and questions, *Circuit Mechanisms for Spatial
 # Relation Generation in Diffusion Transformers* ([Wang, Fan and Pan, 2026](bibliography.md#wang2026circuit)).
 #
-# > **<a href="18_explorer.html#figure-1">Switch a head off</a>** and see the picture fail, in this browser.<br>
+# > **<a href="18_explorer.html#figure-1">Switch a head off</a>** and see what becomes of the picture, in this browser.<br>
 # > **[Take the tour](tour.ipynb)**: a model in eight short steps, fifteen minutes.<br>
 # > **[Run it yourself](how_to.md)**: two commands, two CPU cores, no account.
 

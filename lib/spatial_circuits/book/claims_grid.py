@@ -18,10 +18,11 @@ from ..claims.judges import Evidence
 from ..claims.population import folder_name
 
 SHORT = {"C1": "Learned to the ceiling", "C2": "Relation learned last", "C3": "Bag of words fails",
-         "C4": "Three layers fail", "C5": "One head for each score", "C6": "A ramp before a picture",
-         "C7": "Object head late, shape only", "C8": "Relation written by hand",
-         "C9": "Two heads matter alone", "C10": "Read from the second shape",
-         "C11": "Relation explains that token", "C12": "Heads found from weights",
+         "C4": "Three layers fail", "C5": "One head for each score",
+         "C6": "A ramp before a picture", "C7": "Object head late, shape only",
+         "C8": "Relation written by hand", "C9": "Two heads matter alone",
+         "C10": "Read from the second shape", "C11": "Relation explains that token",
+         "C12": "Heads found from weights",
          "C13": "Arithmetic on that token", "C14": "“The” breaks contextual only",
          "C15": "“The” shifts along relations", "C16": "Carries over to large models"}
 UNTESTED, ELSEWHERE = "not yet tested", "not about this model"
@@ -109,13 +110,12 @@ class ClaimsGrid:
         legend = "".join(f"<li>{mark(status)} {status}</li>" for status in SIGNS)
         return (f'<figure><style>{style}</style><div class="sc-claims">'
                 f'<ul class="legend">{legend}</ul><div class="scroll" style="--runs: {len(runs)}">'
-                f'<div class="row head" aria-hidden="true"><span>claim</span>{head}'
+                f'<div class="sc-row head" aria-hidden="true"><span>claim</span>{head}'
                 f'<span class="run">holds in</span></div>{body}</div></div>'
                 f'<figcaption>{escape(self.caption)}</figcaption></figure>')
 
     def __repr__(self) -> str:
-        return "\n".join(f"{row.claim.id} {SHORT[row.claim.id]}: "
-                         + (row.together.verdict if row.together else UNTESTED)
+        return "\n".join(f"{row.claim.id} {SHORT[row.claim.id]}: {in_words(row.together)}"
                          for row in self.rows)
 
 
@@ -126,7 +126,7 @@ def mark(status: str, text: str = "") -> str:
     """
     if status not in SIGNS:
         raise ValueError(f"status {status!r} is unknown; choose from {', '.join(SIGNS)}")
-    return (f'<span class="mark {status.replace(" ", "-")}" aria-hidden="true">'
+    return (f'<span class="sc-sign {status.replace(" ", "-")}" aria-hidden="true">'
             f'{escape(text or SIGNS[status])}</span>')
 
 
@@ -134,28 +134,35 @@ def standing(rows: Sequence[Row]) -> str:
     """The claims by what the runs say of them together, as a Markdown list."""
     lines = []
     for status in claims.STATUS:
-        names = [f'<a href="#claim-{r.claim.id}">{SHORT[r.claim.id].lower()}</a>' + _count(r)
+        names = [f'<a href="#claim-{r.claim.id}">{SHORT[r.claim.id].lower()}</a>'
+                 + _count(r.together)
                  for r in rows if r.status == status]
         if names:
             lines.append(f"- **{status.capitalize()}**: {', '.join(names)}.")
     return "\n".join(lines)
 
 
-def _count(row: Row) -> str:
-    held = row.together
-    return f" ({held.held} of {held.runs})" if held and held.runs else ""
+def in_words(evidence: Evidence | None) -> str:
+    """A word of `SIGNS`, and in how many of how many runs the claim holds where any counts."""
+    if evidence is None:
+        return UNTESTED
+    return evidence.status + _count(evidence)
+
+
+def _count(evidence: Evidence | None) -> str:
+    return f" ({evidence.held} of {evidence.runs})" if evidence and evidence.runs else ""
 
 
 def _row(row: Row) -> str:
-    claim, count = row.claim, _count(row).strip(" ()")
+    claim, verdict = row.claim, in_words(row.together)
+    count = _count(row.together).strip(" ()")
     cells = "".join(
-        f'<span class="cell" title="{escape(cell.run)}: {cell.status}">{mark(cell.status)}'
+        f'<span class="sc-cell" title="{escape(cell.run)}: {cell.status}">{mark(cell.status)}'
         f'<span class="hidden">{escape(cell.run)}: {cell.status}.</span></span>'
         for cell in row.cells)
-    verdict = row.together.verdict if row.together else UNTESTED
-    return (f'<details id="claim-{claim.id}"><summary><span class="row"><span class="name">'
+    return (f'<details id="claim-{claim.id}"><summary><span class="sc-row"><span class="name">'
             f'<b>{claim.id}</b> {escape(SHORT[claim.id])}</span>{cells}'
-            f'<span class="cell" title="{verdict}">{mark(row.status, count)}'
+            f'<span class="sc-cell" title="{verdict}">{mark(row.status, count)}'
             f'<span class="hidden">Together: {verdict}.</span></span></span></summary>'
             f'{_unfolded(row, verdict)}</details>')
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..analyses.intervals import wilson_edges
 from ..claims import claims
 from ..claims.judges import Evidence
-from .claims_grid import SHORT, UNTESTED, mark
+from .claims_grid import SHORT, UNTESTED, in_words, mark
 
 MISSING = "(not measured)"
 TURNS = 0.5  # a run reads a token whose exchange turns this share of its pictures
@@ -86,10 +86,9 @@ def verdict_line(found: dict[str, Evidence], claim: str) -> str:
 
 def verdict_span(evidence: Evidence | None, about: str) -> str:
     """A line of Markdown: sign, what it is about (HTML), verdict; without runs not yet tested."""
-    status, said = UNTESTED, UNTESTED
-    if evidence and (evidence.runs or evidence.ours):
-        status, said = evidence.status, evidence.verdict
-    return f'<span class="verdict">{mark(status)} {about} <b>{said}</b></span>'
+    known = evidence if evidence and (evidence.runs or evidence.ours) else None
+    status = known.status if known else UNTESTED
+    return f'<span class="verdict">{mark(status)} {about} <b>{in_words(known)}</b></span>'
 
 
 def _having(tables: Sequence[_Tables], *needed: str) -> list[_Tables]:
