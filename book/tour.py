@@ -99,7 +99,7 @@ Captioned(attention_rows(rows, [f"step {s}" for s in steps], "attention", pictur
 # ## 5. Switch heads off
 #
 # `ablate` draws every prompt with and without the heads that it is given, from the same noise, and scores the pictures: the
-# first head alone, then all three of the table. Below, four prompts as pictures; there the heads write zero.
+# first head alone, then all three of the table. Below, a few prompts as pictures; there the heads write zero.
 
 # %%
 some = prompt_set("264")[:12 if scale == "full" else 3]
@@ -109,13 +109,14 @@ without = without.groupby("condition", sort=False)[["shape", "unique_binding", "
 without.mean().round(2)
 
 # %%
-first = net.images(some[:4], [seed] * 4)
+shown = some[:4]
+first = net.images(shown, [seed] * len(shown))
 with hooked(net.transformer, Ablate(heads)):  # zero in place of what they say
-    silent = net.images(some[:4], [seed] * 4)
-titles = ["intact"] * len(first) + ["all three off"] * len(silent)
-Captioned(grid([*first, *silent], titles, len(first)),
-          "Four prompts with and without the three heads, from the same noise: "
-          + "; ".join(some[:4]) + ".")
+    silent = net.images(shown, [seed] * len(shown))
+titles = ["intact"] * len(shown) + ["all three off"] * len(shown)
+Captioned(grid([*first, *silent], titles, len(shown)),
+          "Prompts with and without the three heads, from the same noise: "
+          f"{'; '.join(shown)}.")
 
 # %% tags=["remove-input"]
 left = without.mean()["loose"]

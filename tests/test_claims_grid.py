@@ -76,9 +76,19 @@ def test_a_sentence_gives_the_weakest_run(tmp_path):
     n = first_page.numbers(folders)
     assert (n.relation, n.bag) == ("0.91 [0.89, 0.93]", "0.20 [0.18, 0.22]")
     assert (n.obeyed, n.control) == ("0.70 [0.65, 0.75]", "0.30 [0.25, 0.35]")
-    assert (n.ordered, n.random, n.contextual) == (2, 2, 0)
+    assert (n.ordered, n.random, n.contextual) == (2, 0, 0)                 # no screen, no exchange
     assert n.alone == n.ramps == n.by_word == n.the == first_page.MISSING
     assert "not yet tested" in first_page.verdict_span(first_page.more_together(folders), "more")
+
+
+def test_counts_are_of_the_runs_that_have_the_table(tmp_path):
+    heads = [{"word": w, "cosine": c, "projection": p} for w, c, p in (("up", 0.95, 3), ("up", 0.1, 1), ("left", 0.5, 2))]
+    graft = [{"token": t, "condition": "grafted", "metric": "loose", "mean": m, "low": m, "high": m, "n_prompts": 10}
+             for t, m in (("shape2", 0.6), ("relation", 0.4))]
+    folders = [run(tmp_path, "a", screen={"heads": heads}), run(tmp_path, "b"), run(tmp_path, "m", "minilm"),
+               run(tmp_path, "n", "minilm", arithmetic={"graft": graft, "moved": []})]
+    n = first_page.numbers(folders)
+    assert (n.random, n.ramps, n.contextual, n.by_shape2, n.by_word) == (1, "1 of 2", 1, "1", "0")
 
 
 def lost(alone: float, together: float) -> dict:

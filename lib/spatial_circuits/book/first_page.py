@@ -23,7 +23,8 @@ _Tables = dict[str, dict]
 class Numbers(NamedTuple):
     """Figures as text, MISSING where no run has the table.
 
-    ordered, random, contextual: how many runs the sentence is about. relation, bag: the relation
+    ordered, random, contextual: how many runs the first, second and fifth sentence is about; the
+    others' stand in their verdicts. relation, bag: the relation
     where the encoder knows word order (the weakest run) and in a bag of words. ramps: direction
     words that draw a ramp, of all words and runs. obeyed, control: a relation written in by hand
     (the weakest run), and the random vector (the strongest). alone, together: what is lost without
@@ -58,7 +59,7 @@ def numbers(folders: Sequence[Path]) -> Numbers:
     written = [t["circuit"]["injection"] for t in random if "circuit" in t]
     lost = _having(random, "ablation", "synopsis", "circuit")
     return Numbers(
-        len(ordered), len(random), len(contextual),
+        len(ordered), len(_having(random, "screen")), len(exchanged),
         _extreme(ordered, min), _extreme(bags, min), _ramps(random),
         _extreme([_one(rows, condition="relation 1") for rows in written], min),
         _extreme([_one(rows, condition="random 1") for rows in written], max),
