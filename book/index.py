@@ -1,16 +1,13 @@
 # %% [markdown]
 # # Spatial Circuits
 #
-# **How does a text-to-image model put the red square *above* the blue circle?** Somewhere between a sentence and a
-# picture, a word about space has to become a place. This book trains small diffusion transformers from scratch, on
-# pictures of two objects and sentences about them, and then takes them apart until the few attention heads that do the
-# placing are found, tested, and understood.
+# **How does a text-to-image model put the red square *above* the blue circle?** This book trains small diffusion
+# transformers from scratch, on pictures of two objects and sentences about them, and takes them apart until the few
+# attention heads that do the placing are found and tested. It reproduces, and questions, *Circuit Mechanisms for Spatial
+# Relation Generation in Diffusion Transformers* ([Wang, Fan and Pan, 2026](bibliography.md#wang2026circuit)).
 #
-# It reproduces, and questions, *Circuit Mechanisms for Spatial Relation Generation in Diffusion Transformers*
-# (Wang, Fan and Pan, [arXiv 2601.06338](https://arxiv.org/abs/2601.06338); [bibliography](bibliography.md#wang2026circuit)). The models are small enough to be trained on a laptop, and every
-# figure and number on these pages is computed by the cell above it.
-#
-# > **[Look inside](18_explorer.ipynb)**: single pictures, every head, every step, heads switched off, in this browser.<br>
+# > **<a href="18_explorer.html#figure-1">Switch a head off</a>** and see what becomes of the picture, in this browser.<br>
+# > **[Take the tour](tour.ipynb)**: a model in eight short steps, fifteen minutes.<br>
 # > **[Run it yourself](how_to.md)**: two commands, two CPU cores, no account.
 
 # %% tags=["parameters", "remove-input"]
@@ -22,73 +19,123 @@ scale: str = "full"  # smoke | full
 import torch
 from IPython.display import Markdown
 
+from spatial_circuits.book.claims_grid import ClaimsGrid, grid_rows, standing
+from spatial_circuits.book.explorer import Figure, circuit_figure
 from spatial_circuits.book.figures import Captioned, grid
-from spatial_circuits.claims.claims import (
-    CLAIMS,
-    claims_table,
-    evidence,
-    folder_of,
-    history,
-    survey,
+from spatial_circuits.book.first_page import (
+    more_together,
+    numbers,
+    verdict_line,
+    verdict_span,
 )
+from spatial_circuits.book.ways import way
+from spatial_circuits.claims.claims import folder_of, history, survey
 from spatial_circuits.data.captions import captions
+from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.render import render
 from spatial_circuits.data.scenes import sample_scenes
 from spatial_circuits.model.store import names
 
-scenes = sample_scenes(torch.arange(8), seed, relation=torch.arange(8),
-                       named=torch.ones(8, 2, dtype=torch.bool))
+scenes = sample_scenes(torch.arange(4), seed, relation=torch.arange(4),
+                       named=torch.ones(4, 2, dtype=torch.bool))
 Captioned(grid(render(scenes), captions(scenes), columns=4),
-                "The task: one scene for each of the eight relations, drawn by the "
-                "program that makes the training data.")
+          "The task: four of the eight relations, drawn by the program that makes the "
+          "training data.")
 
 # %% [markdown]
-# ## Two mechanisms
+# ## What was found
 #
-# All that the transformer learns about the sentence comes through cross-attention: in each layer, each patch of the
-# picture looks at the tokens of the text. The paper finds that the *text encoder* decides how the placing is done.
-#
-# **With random token embeddings**, where a token stands for its word and its place and nothing else, the work is
-# divided. An early *relation head* looks at the relation word. It needs no picture: a patch's own position, compared with
-# the word *above*, tells whether the patch lies in the upper half, and the head marks it accordingly (<a href="07_relation_head.html#figure-2">Figure 7.2</a>).
-# A later *object head* reads those marks and attends from the marked patches to the word of the shape that belongs there
-# (<a href="08_object_head.html#figure-1">Figure 8.1</a>; the whole circuit: <a href="11_circuit.html#figure-3">Figure 11.3</a>).
-#
-# **With a pretrained, contextual encoder** such as T5, the words have been mixed before the transformer sees them. The
-# second shape's word already holds the relation, and heads read it there; the relation word itself can be hidden at
-# little cost (<a href="13_which_token.html#figure-2">Figure 13.2</a>). This works as well, until the sentence changes slightly: an added *the* shifts that one
-# vector, and the objects go astray (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
-#
-# Two ways to the same pictures, one in two steps, one in a single step, and each with its own weak side: in our models an
-# added *the* breaks the single step, and an inverted sentence breaks the two steps. Over many training runs it is a tendency and no
-# law: which way a run with a contextual encoder takes is partly a lottery ([chapter 17](17_population.ipynb)). How far our small models agree is recorded in the table below; <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets them side by side.
-
-# %% [markdown]
-# ## What is claimed, and what we found
-#
-# Each model that ships with this book is one training run, and the training run is what counts: in how many of those that
-# a claim is about does it hold? *Partly* says that it holds in some and not in others. *Not comparable* are runs whose
-# captions had a bias that takes away the very obstacle the claim is about, and what was tuned to the paper; what has no run
-# behind it says *not yet tested*. The rules are stated once, in `spatial_circuits.claims.judges`, and ask for an effect of
-# a size, not only for a small p. Square brackets hold 95 % intervals over prompts.
+# Each model that ships with this book is one training run. A sentence gives the weakest of the runs that it is about, with
+# a 95 % interval over prompts; the line below it says in how many of them the paper's claim holds.
 
 # %% tags=["remove-input"]
-folders = [folder_of(name) for name in names()]
-found = survey(folders) if model == "rte" else evidence(folder_of(model))
-Markdown(claims_table(found))
-
-# %% tags=["remove-input"]
-logs = {f.name: history(f) for f in (folders if model == "rte" else [folder_of(model)])}
-trained = [f"`{name}` ({log[-1]['images']:,} pictures, {log[-1]['seconds'] / 60:,.0f} "
-           "min)" for name, log in logs.items() if log]
-Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: "
-         f"{', '.join(trained)}." if trained
-         else f"No model named `{model}` ships with this copy of the book; `make "
-         "train` makes one.")
+folders = [folder_of(name) for name in (names() if model == "rte" else [model])]
+found, n = survey(folders), numbers(folders)
+line = {claim: verdict_line(found, claim) for claim in ("C1", "C3", "C6", "C8", "C9",
+                                                        "C10", "C14")}
+together = verdict_span(more_together(folders), "more is lost together than alone")
+Markdown(f"""
+1. Where the text encoder knows word order, the relation is right in {n.relation} of the
+   pictures ({n.ordered} runs); in a bag of words in {n.bag}
+   (<a href="12_encoders.html#figure-2">Figure 12.2</a>).
+   {line["C1"]} {line["C3"]}
+2. Before there is a picture, a patch's place and a direction word, compared by the
+   weights of one head, draw a ramp over the picture for {n.ramps} words in {n.random}
+   runs with random tokens (<a href="07_relation_head.html#figure-2">Figure 7.2</a>).
+   {line["C6"]}
+3. Added by hand to the position embedding, what the relation heads write for the
+   opposite relation is obeyed in {n.obeyed} of the pictures, a random vector of equal
+   norm in {n.control} at most (<a href="10_injection.html#figure-4">Figure 10.4</a>).
+   {line["C8"]}
+4. Without the one head that looks most at the relation word, the share of pictures with
+   the right relation falls by {n.alone} at most; without all relation heads of the
+   circuit, by {n.together} at least
+   (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
+   {line["C9"]} {together}
+5. With a contextual encoder, the second shape's token, taken from the opposite prompt,
+   turns the objects round in {n.by_shape2} of {n.contextual} runs, the relation word so
+   taken in {n.by_word} (<a href="13_which_token.html#figure-2">Figure 13.2</a>); an
+   added *the* leaves between {n.the} of the right relations
+   (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
+   {line["C10"]} {line["C14"]}
+""")
 
 # %% [markdown]
-# The paper's scores are not to be compared with ours digit by digit. Its training pictures overlap, which limits what
-# its metric can reach; ours do not ([chapter 1](01_dataset.ipynb)). Scores are therefore given as shares of their ceiling.
+# ## The circuit at work
+#
+# Press *Play*: two prompts on their way from words to picture, each map computed by the model.
+
+# %% tags=["remove-input"]
+played = prompt_set("264")[:2]
+Figure(circuit_figure([way(model, played, 1)]),
+       f"The circuit of {model} in five stages. The buttons and the arrow keys go from "
+       "stage to stage. All prompts, and a second mechanism, are in chapter 18.",
+       "Interactive figure: words, relation heads, their tag, object heads, picture")
+
+# %% [markdown]
+# ## Every claim, run by run
+#
+# A row is a claim of the paper, a column a training run. *Not comparable* are runs whose captions had a bias that takes away
+# the very obstacle the claim is about, and what was tuned to the paper. A row opens to the paper's sentence, our figures
+# and the rule, which asks for an effect of a size and not only for a small p.
+
+# %% tags=["remove-input"]
+ClaimsGrid(folders, "The claims of the paper and the training runs that ship with this "
+           "book. Last column: in how many of the runs that can be compared a claim "
+           "holds.")
+
+# %% tags=["remove-input"]
+logs = {f.name: history(f) for f in folders}
+trained = [f"`{name}` {log[-1]['images']:,} pictures in {log[-1]['seconds'] / 60:,.0f} "
+           "min" for name, log in logs.items() if log]
+Markdown(f"Trained on: {', '.join(trained) or 'not recorded'}.")
+
+# %% [markdown]
+# ## What the paper says
+#
+# All that the transformer learns about the sentence comes through cross-attention: in each layer, each patch of the picture
+# looks at the tokens of the text. In [Wang, Fan and Pan (2026)](bibliography.md#wang2026circuit) the *text encoder* decides
+# how the placing is done.
+#
+# - **With random token embeddings**, where a token stands for its word and its place alone, in two steps: an early *relation
+#   head* compares a patch's position with the relation word and marks the named side; a later *object head* attends from
+#   the marked patches to the word of the shape that belongs there.
+# - **With a pretrained, contextual encoder** such as T5 in one step: the second shape's token already holds the relation, and
+#   heads read it there. This fails where the sentence changes slightly: an added *the* shifts that one vector.
+#
+# ## What our runs say
+
+# %% tags=["remove-input"]
+Markdown(standing(grid_rows(folders)))
+
+# %% [markdown]
+# - **The two steps**: chapters [7](07_relation_head.ipynb) and [8](08_object_head.ipynb) follow them from the weights to the
+#   picture, and <a href="11_circuit.html#figure-3">Figure 11.3</a> draws the circuit that patching finds.
+# - **The bias**: chapters 6 to 11 are repeated on a model whose captions had none in an [interlude](without_bias.ipynb).
+# - **The encoder**: <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets the models side by side, and
+#   <a href="17_population.html#figure-1">Figure 17.1</a> shows over eighteen runs how often an encoder goes with a mechanism.
+# - **Scores** are not to be compared with the paper's digit by digit: its training pictures overlap, which limits what its
+#   metric can reach; ours do not ([chapter 1](01_dataset.ipynb)). They are given as shares of their ceiling.
 #
 # ## Read it
 #
@@ -114,7 +161,8 @@ Markdown(f"{len(found)} of {len(CLAIMS)} claims have been tested. Models: "
 # Each chapter opens with a question and closes with what was established and what was not.
 #
 # Terms are in the [glossary](glossary.md), functions in the [reference](reference.md). To add a word, an encoder or an edit:
-# [change one thing](change_one_thing.ipynb).
+# [change one thing](change_one_thing.ipynb). What stays open, with numbers to beat: [what is not
+# established](challenges.ipynb).
 #
 # ## Run it
 #

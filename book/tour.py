@@ -2,16 +2,19 @@
 # # A tour in fifteen minutes
 #
 # **What can be done with a model here, and in how few lines?** Eight steps, each with what it shows: load, draw, score, read
-# the attention, switch heads off, exchange a word, write a relation in, plot. Everything is an ordinary function of the
-# [library](reference.md); the chapters do the same with more prompts, controls and intervals. A figure here is an example and
-# not yet evidence.
+# the attention, <a href="#switch-heads-off">switch heads off</a>, exchange a word, write a relation in, plot. Everything is an
+# ordinary function of the [library](reference.md); the chapters do the same with more prompts, controls and intervals. A figure
+# here is an example and not yet evidence.
+#
+# To run it: `make lab` opens this page in JupyterLab ([how to](how_to.md)). Without a kernel: the
+# <a href="18_explorer.html#figure-1">explorer</a> switches heads off in this browser.
 
 # %% tags=["parameters"]
 model: str = "rte"
 seed: int = 3
 scale: str = "full"  # smoke | full
 
-# %%
+# %% tags=["hide-input"]
 import pandas as pd
 from IPython.display import Markdown
 
@@ -25,7 +28,7 @@ from spatial_circuits.book.head_figures import attention_rows
 from spatial_circuits.data.metrics import prompt_set, score
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
 from spatial_circuits.hooks.attach import hooked
-from spatial_circuits.hooks.edits import AddResidual
+from spatial_circuits.hooks.edits import Ablate, AddResidual
 from spatial_circuits.hooks.readers import Patterns
 from spatial_circuits.model.store import load
 from spatial_circuits.text.counterparts import counterpart, relations_said
@@ -96,7 +99,7 @@ Captioned(attention_rows(rows, [f"step {s}" for s in steps], "attention", pictur
 # ## 5. Switch heads off
 #
 # `ablate` draws every prompt with and without the heads that it is given, from the same noise, and scores the pictures: the
-# first head alone, then all three of the table.
+# first head alone, then all three of the table. Below, a few prompts as pictures; there the heads write zero.
 
 # %%
 some = prompt_set("264")[:12 if scale == "full" else 3]
@@ -106,6 +109,16 @@ without = without.groupby("condition", sort=False)[["shape", "unique_binding", "
 without.mean().round(2)
 
 # %%
+shown = some[:4]
+first = net.images(shown, [seed] * len(shown))
+with hooked(net.transformer, Ablate(heads)):  # zero in place of what they say
+    silent = net.images(shown, [seed] * len(shown))
+titles = ["intact"] * len(shown) + ["all three off"] * len(shown)
+Captioned(grid([*first, *silent], titles, len(shown)),
+          "Prompts with and without the three heads, from the same noise: "
+          f"{'; '.join(shown)}.")
+
+# %% tags=["remove-input"]
 left = without.mean()["loose"]
 Markdown(f"""
 Without {head_name(*heads[0])} the relation is right in {left.iloc[1]:.0%} of the
@@ -126,7 +139,7 @@ turned = pd.DataFrame({role: interchange_token(net, some, opposite, role, seed=s
                        for role in ("relation", "shape2")})
 turned.round(2)
 
-# %%
+# %% tags=["remove-input"]
 by_word, by_shape = turned.loc["grafted", ["relation", "shape2"]]
 reads = "rather from **the relation word**"
 if abs(by_word - by_shape) < 0.2:

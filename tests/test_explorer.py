@@ -205,6 +205,36 @@ def test_the_circuit_is_walked_by_keys_and_shows_each_mechanism(tab, bench):
     assert figure.locator("figcaption").all_text_contents() == ["step 1", "step 2", "step 3"]
 
 
+@pytest.mark.parametrize("calm", [False, True])
+def test_the_circuit_plays_to_its_end_and_stands_still_for_those_who_ask(chromium, bench, tmp_path, calm):
+    way = mechanism(bench, PROMPTS[:1], {"relation": [(0, 0)], "object": [(1, 1)]}, "relation", "one", 4)
+    file = tmp_path / "page.html"
+    html = Figure(circuit_figure([way], seconds=0.05), "Circuit.", "The circuit")._repr_html_()
+    file.write_text(f"<!doctype html><meta charset=utf-8>{html}")
+    context = chromium.new_context(offline=True, reduced_motion="reduce" if calm else "no-preference")
+    page = context.new_page()
+    page.goto(file.as_uri())
+    current, play = page.locator("[aria-current=step]"), page.locator("button.play")
+    assert page.get_by_role("combobox", name="Mechanism").count() == 0           # there is but one
+    play.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    assert current.text_content() == ("2 relation heads look" if calm else "5 picture")
+    assert play.text_content() == ("Next stage" if calm else "Play")
+    page.keyboard.press("Enter")                                                 # from the end: anew
+    if not calm:
+        assert play.text_content() == "Pause"
+        page.locator("ol button").nth(2).click()                                 # a choice stops it
+        page.wait_for_timeout(200)
+    assert current.text_content() == "3 they leave a tag" and play.text_content() != "Pause"
+    context.close()
+
+
+def test_a_stage_takes_time():
+    with pytest.raises(ValueError, match="0 seconds a stage; give more than 0"):
+        circuit_figure([], seconds=0)
+
+
 def test_the_tag_is_the_change_of_the_object_heads_choice(bench):
     """The map of stage 3, recomputed from a head's write and the object head's keys."""
     way = mechanism(bench, PROMPTS[:1], {"relation": [(0, 0)], "object": [(1, 1)]}, "relation",

@@ -80,6 +80,28 @@ def test_evidence_and_running_are_one_click_from_the_first_page(site):
     assert {f"{c}.html" for c in chapters} | {"how_to.html", "18_explorer.html"} <= links
 
 
+def test_from_the_first_page_a_click_leads_to_a_head_that_is_off(visit, site):
+    tab, _ = visit(site / "book" / "index.html")
+    tab.get_by_role("link", name="Switch a head off").click()
+    tab.wait_for_function("() => [...document.querySelectorAll('.sc')].every((f) => f.dataset.ready)")
+    chosen = tab.locator("#figure-1").get_by_role("combobox", name="Change").locator("option:checked")
+    assert chosen.text_content().startswith("without L") and tab.url.endswith("18_explorer.html#figure-1")
+
+
+def test_the_first_page_has_an_answer_for_every_claim_and_is_light(visit, site):
+    from spatial_circuits.claims.claims import CLAIMS
+    page = site / "book" / "index.html"
+    tab, _ = visit(page)
+    assert tab.locator(".sc-claims details").count() == len(CLAIMS)
+    assert tab.locator("ol > li:has(.verdict)").count() == 5
+    assert tab.evaluate(SERIOUS, [[], {}]) == []
+    tab.evaluate("document.querySelectorAll('.sc-claims details').forEach((d) => { d.open = true; })")
+    assert tab.evaluate(SERIOUS, [[], {"runOnly": ["color-contrast"]}]) == []
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=3000)
+    assert page.stat().st_size < 400_000
+
+
 def test_a_reference_to_a_figure_says_its_number(site):
     import re
     found = [m for page in (site / "book").glob("*.html") for m in re.findall(r'href="(\d*)\w+\.html#figure-(\d+)">Figure ([\d.]+)<', page.read_text())]

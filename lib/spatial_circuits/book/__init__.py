@@ -11,6 +11,8 @@ records                 a chapter's slow calls, kept by hash (sources, frozen), 
 sphinx                  the extension of the HTML build: what all pages share
 figures, head_figures   a new figure: a function from tables or tensors to a matplotlib figure
 recording, explorer     the explorer of the pages: what it records, and its HTML
+ways                    one model's way from words to picture, by the heads that its tables name
+claims_grid, first_page the first page: claims by run, and the figures of its sentences
 widgets                 the live widgets of JupyterLab; a new widget goes here
 assets/                 scripts and styles of the explorer
 ======================  ============================================================================

@@ -214,9 +214,13 @@ def mechanism(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads],
     return {"title": title, "runs": runs}
 
 
-def circuit_figure(models: Sequence[dict]) -> dict:
-    """The data of the circuit figure: `mechanism` of one or more models on the same prompts."""
+def circuit_figure(models: Sequence[dict], seconds: float = 4.0) -> dict:
+    """The data of the circuit figure: `mechanism` of one or more models on the same prompts; it
+    plays at so many seconds a stage. Raises ValueError unless they are more than 0."""
+    if not seconds > 0:
+        raise ValueError(f"{seconds} seconds a stage; give more than 0")
     return {"kind": "circuit", "models": list(models), "stages": list(CIRCUIT_STAGES),
+            "seconds": seconds,
             "roleColours": ROLE_COLORS, "colours": _colour_maps()}
 
 

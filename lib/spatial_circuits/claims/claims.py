@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -189,8 +189,8 @@ def tells_order(log: list[dict]) -> bool:
 
 
 def learned_in_order(log: list[dict]) -> Evidence:
-    """C2: colour, shape, binding given both, and relation given binding pass their `milestones` in
-    that order, the relation later than binding."""
+    """C2: colour, shape, binding given both, and relation given binding pass the middle between a
+    reader of single words and a perfect one in that order, the relation later than binding."""
     images = milestones(log)
     steps = list(images.values())
     last = math.isfinite(steps[-1]) and steps[-1] > steps[-2]
@@ -262,14 +262,14 @@ def verdicts(folder: Path) -> dict[str, Evidence]:
     return out
 
 
-def counted(folders: list[Path]) -> list[Path]:
+def counted(folders: Sequence[Path]) -> list[Path]:
     """The runs that count: where a kind of model has runs without a bias in their captions, those
     with one only stand beside them. Raises ValueError as `kind` does."""
     freed = {kind(folder) for folder in folders if unbiased(folder)}
     return [f for f in folders if unbiased(f) or kind(f) not in freed]
 
 
-def survey(folders: list[Path]) -> dict[str, Evidence]:
+def survey(folders: Sequence[Path]) -> dict[str, Evidence]:
     """What models together say: each claim by the `counted` ones that it is about, and in how many
     of them it holds. Raises ValueError as `evidence` and `kind` do."""
     found: dict[str, dict[str, Evidence]] = {}
@@ -286,14 +286,3 @@ def _together(by_model: dict[str, Evidence]) -> Evidence:
         told.append(f"`{name}`{word}: {e.ours}")
     held, runs = (sum(getattr(e, n) for e in by_model.values()) for n in ("held", "runs"))
     return Evidence(held, runs, "<br>".join(told))
-
-
-def claims_table(found: dict[str, Evidence]) -> str:
-    """The claims as a Markdown table: number, claim, paper's figure and ours, status, chapter."""
-    rows = ["| no. | claim, the paper's figure, and ours | here | chapter |", "|---|---|---|---|"]
-    for claim in CLAIMS:
-        e = found.get(claim.id)
-        ours, verdict = (e.ours, e.verdict) if e else ("–", "not yet tested")
-        told = f"**{claim.text}.**<br>Paper: {claim.paper}<br>{ours}"
-        rows.append(f"| {claim.id} | {told} | {verdict} | {claim.chapter} |")
-    return "\n".join(rows)

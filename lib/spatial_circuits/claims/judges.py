@@ -106,7 +106,7 @@ def _tops(synopsis: dict, score: str) -> list[dict]:
 
 
 def single_heads(synopsis: dict) -> Evidence:
-    """C5: the first head by each score is certain (p < .05), and has at least `APART` times the
+    """C5: the first head by each score is certain (p < .05), and has at least twice (`APART`) the
     attention of the second."""
     best = {score: _tops(synopsis, score)[:2] for score in ("relation", "object")}
     certain = all(first["p"] < 0.05 for first, _ in best.values())

@@ -190,16 +190,28 @@
   }
 
   async function circuit(root, data) {
-    const [viridis, diverging] = data.colours.map(bytes), state = { m: 0, k: 0, stage: 0 };
+    const [viridis, diverging] = data.colours.map(bytes), state = { m: 0, k: 0, stage: 0 }, last = data.stages.length - 1;
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;    // then a press is a stage, and nothing moves by itself
+    let timer = null;
+    const stop = () => { clearInterval(timer); timer = null; play.textContent = calm ? "Next stage" : "Play"; };
+    const go = (stage) => { stop(); state.stage = stage; draw(); };
+    const advance = () => { state.stage = state.stage < last ? state.stage + 1 : 0; draw(); };
+    const play = make("button", { type: "button", class: "play", onclick: () => {
+      if (timer) return stop();
+      if (calm || state.stage === last) advance();
+      if (calm) return;
+      play.textContent = "Pause";
+      timer = setInterval(() => { advance(); if (state.stage === last) stop(); }, 1000 * data.seconds);
+    } });
     const [modelLabel] = chooser("Mechanism", data.models.map((m) => m.title), (i) => { state.m = i; draw(); });
     const [promptLabel] = chooser("Prompt", data.models[0].runs.map((r) => r.text), (i) => { state.k = i; draw(); });
     const list = make("ol", { class: "stages", "aria-label": "stages" });
     const tabs = data.stages.map((title, i) => {
-      const tab = make("button", { type: "button", onclick: () => { state.stage = i; draw(); }, onkeydown: (event) => {
+      const tab = make("button", { type: "button", onclick: () => go(i), onkeydown: (event) => {
         const to = i + ({ ArrowLeft: -1, ArrowRight: 1 }[event.key] ?? 0);
         if (to === i || !tabs[to]) return;
         event.preventDefault();
-        state.stage = to; draw(); tabs[to].focus();
+        go(to); tabs[to].focus();
       } }, `${i + 1} ${title}`);
       list.append(make("li", {}, tab));
       return tab;
@@ -229,7 +241,8 @@
       }
       body.replaceChildren(chips, panels);
     }
-    root.append(make("div", { class: "controls" }, modelLabel, promptLabel), list, text, body);
+    stop();
+    root.append(make("div", { class: "controls" }, play, ...(data.models.length > 1 ? [modelLabel] : []), promptLabel), list, text, body);
     await draw();
     root.dataset.ready = "true";
   }

@@ -1,0 +1,157 @@
+"""First page: the figures of its five sentences, from the tables of training runs, and the verdict
+line below each.
+
+A sentence must be true whatever the tables hold. So its figures are those of the weakest of the
+runs that it is about, with their interval, or counts of runs; whether that bears out a claim stands
+in the line below it.
+"""
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..analyses.intervals import wilson_edges
+from ..claims import claims
+from ..claims.judges import Evidence
+from .claims_grid import SHORT, UNTESTED, in_words, mark
+
+MISSING = "(not measured)"
+TURNS = 0.5  # a run reads a token whose exchange turns this share of its pictures
+_ORDERED = ("random", "contextual")  # kinds of models whose encoder knows word order
+_Tables = dict[str, dict]
+
+
+class Numbers(NamedTuple):
+    """Figures as text, MISSING where no run has the table.
+
+    ordered, random, contextual: how many runs the first, second and fifth sentence is about; the
+    others' stand in their verdicts. relation, bag: the relation
+    where the encoder knows word order (the weakest run) and in a bag of words. ramps: direction
+    words that draw a ramp, of all words and runs. obeyed, control: a relation written in by hand
+    (the weakest run), and the random vector (the strongest). alone, together: what is lost without
+    one relation head at most, and without all at least. by_shape2, by_word: runs that each token's
+    exchange turns. the: relations left where an article is added, by run.
+    """
+    ordered: int
+    random: int
+    contextual: int
+    relation: str
+    bag: str
+    ramps: str
+    obeyed: str
+    control: str
+    alone: str
+    together: str
+    by_shape2: str
+    by_word: str
+    the: str
+
+
+def numbers(folders: Sequence[Path]) -> Numbers:
+    """The figures of the first page, over the runs that count (`claims.counted`). Raises ValueError
+    for a folder with a broken table, or whose files do not tell its kind."""
+    folders = claims.counted(folders)
+    kinds = {folder: claims.kind(folder) for folder in folders}
+    tables = {folder: claims.read(folder) for folder in folders}
+    scores = {folder: claims.evaluation_scores(folder) for folder in folders}
+    ordered, bags = ([s["loose"] for f, s in scores.items() if s and kinds[f] in some]
+                     for some in (_ORDERED, ("bag",)))
+    random, contextual = ([t for f, t in tables.items() if kinds[f] == kind] for kind in _ORDERED)
+    exchanged = [t["arithmetic"] for t in contextual if "arithmetic" in t]
+    written = [t["circuit"]["injection"] for t in random if "circuit" in t]
+    lost = _having(random, "ablation", "synopsis", "circuit")
+    return Numbers(
+        len(ordered), len(_having(random, "screen")), len(exchanged),
+        _extreme(ordered, min), _extreme(bags, min), _ramps(random),
+        _extreme([_one(rows, condition="relation 1") for rows in written], min),
+        _extreme([_one(rows, condition="random 1") for rows in written], max),
+        _extreme([_change(_alone(t)) for t in lost], max),
+        _extreme([_change(_together(t)) for t in lost], min),
+        _turned(exchanged, "shape2"), _turned(exchanged, "relation"),
+        _the(contextual))
+
+
+def more_together(folders: Sequence[Path]) -> Evidence:
+    """In how many runs with random tokens more of the relation is lost without all relation heads
+    of the circuit than without the one that looks most at the relation word: their intervals must
+    lie apart. Raises ValueError as `numbers` does."""
+    tables = [claims.read(f) for f in claims.counted(folders) if claims.kind(f) == "random"]
+    found = [_change(_together(t))["low"] > _change(_alone(t))["high"]
+             for t in _having(tables, "ablation", "synopsis", "circuit")]
+    return Evidence(sum(found), len(found), "")
+
+
+def verdict_line(found: dict[str, Evidence], claim: str) -> str:
+    """A line of Markdown: sign, link to the claim's row of the grid, verdict."""
+    return verdict_span(found.get(claim), f'<a href="#claim-{claim}">{claim} '
+                                          f'{SHORT[claim].lower()}</a>')
+
+
+def verdict_span(evidence: Evidence | None, about: str) -> str:
+    """A line of Markdown: sign, what it is about (HTML), verdict; without runs not yet tested."""
+    known = evidence if evidence and (evidence.runs or evidence.ours) else None
+    status = known.status if known else UNTESTED
+    return f'<span class="verdict">{mark(status)} {about} <b>{in_words(known)}</b></span>'
+
+
+def _having(tables: Sequence[_Tables], *needed: str) -> list[_Tables]:
+    return [t for t in tables if set(needed) <= set(t)]
+
+
+def _one(rows: Sequence[dict], metric: str = "loose", **wanted) -> dict:
+    """The first row with these values, its interval by Wilson where all or none succeeded.
+
+    Raises ValueError naming the values if there is none.
+    """
+    for row in rows:
+        if row["metric"] == metric and all(row[k] == v for k, v in wanted.items()):
+            low, high = wilson_edges(row["mean"], row["low"], row["high"], row["n_prompts"])
+            return {**row, "low": low, "high": high}
+    raise ValueError(f"no row with metric {metric}, "
+                     + ", ".join(f"{k} {v}" for k, v in wanted.items()))
+
+
+def _extreme(rows: Sequence[dict], choose: Callable) -> str:
+    """Mean and interval of the row with the least (min) or greatest (max) mean."""
+    if not rows:
+        return MISSING
+    row = choose(rows, key=lambda r: r["mean"])
+    edges = f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else ""
+    return f"{row['mean']:.2f}{edges}"
+
+
+def _change(row: dict) -> dict:
+    """The loss of a row of effects as a mean with its interval."""
+    return {"mean": -row["change"], "low": -row["change_high"], "high": -row["change_low"]}
+
+
+def _alone(tables: _Tables) -> dict:
+    heads = [h for h in tables["synopsis"]["heads"] if h["score"] == "relation"]
+    first = max(heads, key=lambda h: h["mean"])["name"]
+    return _one(tables["ablation"]["effects"], condition=first)
+
+
+def _together(tables: _Tables) -> dict:
+    return _one(tables["circuit"]["without"], condition="relation")
+
+
+def _ramps(tables: Sequence[_Tables]) -> str:
+    """k of n words of all runs whose largest map is a ramp of |cosine| .9, as C6 asks of each."""
+    good, words = 0, 0
+    for table in _having(tables, "screen"):
+        best = {row["word"]: row for row in
+                sorted(table["screen"]["heads"], key=lambda r: abs(r["projection"]))}
+        good += sum(abs(row["cosine"]) >= 0.9 for row in best.values())
+        words += len(best)
+    return f"{good} of {words}" if words else MISSING
+
+
+def _turned(exchanged: Sequence[dict], token: str) -> str:
+    rows = [_one(t["graft"], token=token, condition="grafted") for t in exchanged]
+    return str(sum(row["mean"] >= TURNS for row in rows)) if rows else MISSING
+
+
+def _the(tables: Sequence[_Tables]) -> str:
+    """Lowest and highest ratio of "the" to the training wording over the runs."""
+    rows = [r for t in _having(tables, "robustness") for r in t["robustness"]["ratio"]
+            if r["condition"] == "T3 the"]
+    return f"{_extreme(rows, min)} and {_extreme(rows, max)}" if rows else MISSING

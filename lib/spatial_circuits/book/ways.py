@@ -1,0 +1,50 @@
+"""Ways: one model's way from the words to the picture, with the heads and the token that its own
+tables name; what the circuit figure plays."""
+from collections.abc import Sequence
+
+from ..analyses.circuit import heads_by_attention
+from ..analyses.heads import parse_head
+from ..claims import claims
+from ..data.metrics import prompt_set
+from ..hooks.core import Heads
+from ..model.pipeline import Model
+from ..model.store import load
+from .explorer import mechanism
+from .recording import Workbench
+
+WHERE = {"relation": "from the relation word", "shape2": "from the second shape's word"}
+
+
+def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
+    """The recorded circuit's heads by role (chapter 11); without a record, those that look there.
+
+    Raises ValueError for a broken table.
+    """
+    found = claims.read(claims.folder_of(name)).get("circuit")
+    if found:
+        return {role: [parse_head(h) for h in heads] for role, heads in found["circuit"].items()}
+    relation, reader, _ = heads_by_attention(model, prompt_set("264")[:8])
+    return {"relation": relation, "object": [reader], "colour": []}
+
+
+def token_read(name: str) -> str:
+    """The role of `WHERE` whose exchange turns most pictures (chapter 14), else the relation's."""
+    rows = claims.read(claims.folder_of(name)).get("arithmetic", {}).get("graft", [])
+    turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted"
+              and r["metric"] == "loose" and r["token"] in WHERE}
+    return max(turned, key=lambda token: turned[token]) if turned else "relation"
+
+
+def way(name: str, prompts: Sequence[str], seed: int = 1) -> dict:
+    """`explorer.mechanism` of a model by name or folder, for prompts; one seed a prompt.
+
+    Raises ValueError for an unknown model or a broken table.
+    """
+    model = load(name).fast()
+    heads, reads = heads_by_role(name, model), token_read(name)
+    screened = claims.read(claims.folder_of(name)).get("factors", {}).get("heads", [])
+    found = [(r["layer"], r["head"]) for r in screened if r["token"] == reads and r["p"] < 0.05]
+    if reads == "shape2" and found:
+        heads["relation"] = found[:3]
+    bench = Workbench(model, heads["relation"])
+    return mechanism(bench, prompts, heads, reads, f"{name}: {WHERE[reads]}", seed)
