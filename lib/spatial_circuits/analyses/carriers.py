@@ -9,6 +9,7 @@ path through it, and nothing else (an interchange intervention on the paths; Gol
 """
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import combinations
 from math import comb, prod
 
@@ -97,8 +98,7 @@ def _queries(pairs: Pairs, i: int, x: Tensor, t: Tensor, relation: Sequence[Head
     for row, components in enumerate(sets, _RUNS):
         mlps[row, [position(c) // 3 for c in components if kind_of(c) == "mlp"]] = True
     text = torch.stack([pairs.clean, *[pairs.other] * (conditions - 1)], 1).flatten(0, 1)
-    one = Pairs(pairs.model, pairs.clean, pairs.other, pairs.mask.repeat_interleave(conditions, 0),
-                pairs.roles, pairs.trace, pairs.reader)
+    one = replace(pairs, mask=pairs.mask.repeat_interleave(conditions, 0))
     with watched(pairs.model, *hooks) as (wires, session), \
             _held_mlps(wires.blocks, spread(mlps, count), other):
         prediction = one.run(i, session, x.repeat_interleave(conditions, 0), t, text)
@@ -143,10 +143,10 @@ def ways(model: Model, prompts: Sequence[str], relation: Sequence[Head], reader:
 
 
 def carriers(model: Model, prompts: Sequence[str], relation: Sequence[Head], reader: Head,
-             until: float = 0.5, **options) -> pd.DataFrame:
+             limit: int = 3, until: float = 0.5, **options) -> pd.DataFrame:
     """The components between that matter most, greedily: each round holds the one without which
-    least of the tag arrives, until less than `until` of it does, or holding no further one takes
-    anything. A row a round: name, left (mean share of the tag that still arrives).
+    least of the tag arrives, until less than `until` of it does, `limit` are held, or a further one
+    takes nothing. A row a round: name, left (mean share of the tag that still arrives).
 
     The first row, named "", holds none. Raises ValueError as `tags` does.
     """
@@ -154,7 +154,7 @@ def carriers(model: Model, prompts: Sequence[str], relation: Sequence[Head], rea
     whole = float(tags(model, prompts, relation, reader, {"": []}, **options)[""].mean())
     rows: list[tuple[str, float]] = [("", 1.0)]
     chosen: list[str] = []
-    while len(chosen) < len(nodes) and rows[-1][1] > until:
+    while len(chosen) < min(limit, len(nodes)) and rows[-1][1] > until:
         sets = {n: [*chosen, n] for n in nodes if n not in chosen}
         left = tags(model, prompts, relation, reader, sets, **options).mean() / whole
         if left.min() >= rows[-1][1]:
@@ -185,9 +185,8 @@ def alike(nodes: Sequence[str], chosen: Sequence[str], draws: int = 1000, seed: 
 def removal(model: Model, prompts: Sequence[str], relation: Sequence[Head], reader: Head,
             chosen: Sequence[str], draws: int = 1000, seed: int = 1, **options) -> dict:
     """What is lost of the tag without the chosen components, beside sets of the same kinds and
-    number (`alike`): lost and its 95 % interval over prompts are shares of the tag that arrives by
-    all paths; random (mean, low, high: the middle 95 % of sets); p, the share of the sets, the
-    chosen one included, that lose as much. Raises ValueError for no component."""
+    number (`alike`, `beside`): lost and its 95 % interval over prompts are shares of the tag that
+    arrives by all paths. Raises ValueError for no component."""
     if not chosen:
         raise ValueError("no component is chosen; give at least one to be held")
     sets = alike(between(model, relation, reader), chosen, draws, seed)
@@ -196,12 +195,32 @@ def removal(model: Model, prompts: Sequence[str], relation: Sequence[Head], read
     whole = found[""].to_numpy()
     low, high = ratio_interval(whole - found["chosen"].to_numpy(), whole, seed=seed)
     lost = 1 - found.drop(columns="").mean() / whole.mean()
-    null = lost.drop("chosen").to_numpy()
-    reached = int((null >= lost["chosen"] - 1e-9).sum())
-    exact = sorted(chosen) in [sorted(s) for s in sets]
-    ends = percentiles(null)
     return {"chosen": list(chosen), "lost": float(lost["chosen"]), "low": float(low),
-            "high": float(high), "random": float(null.mean()), "random_low": float(ends[0]),
-            "random_high": float(ends[1]), "sets": len(sets),
-            "p": reached / len(sets) if exact and len(sets) < draws else
-            (1 + reached) / (1 + len(sets))}
+            "high": float(high), **beside(float(lost["chosen"]), lost.drop("chosen"), draws)}
+
+
+def beside(value: float, null: Sequence[float], draws: int) -> dict[str, float]:
+    """A value beside those of `alike` sets: their mean (random) and middle 95 % (random_low,
+    random_high), their number (sets), and p, the share of sets that reach it: of all of them, or of
+    `draws` drawn ones and the set at hand."""
+    some = np.asarray(null, dtype=float)
+    low, high = percentiles(some)
+    reached, more = int((some >= value - 1e-9).sum()), int(len(some) >= draws)
+    return {"random": float(some.mean()), "random_low": float(low), "random_high": float(high),
+            "sets": len(some), "p": (more + reached) / (more + len(some))}
+
+
+def straight(edges: pd.DataFrame, relation: Sequence[Head], reader: Head, draws: int = 1000,
+             seed: int = 1) -> dict:
+    """The straight way taken off: the share of the reader's query that the relation heads write
+    there themselves (lost), beside as many other cross-attention heads before it (`beside`).
+
+    `edges`: the table of `edges.edge_attribution` with this reader; exact, since a query reads the
+    stream as it is, and shares of the whole change of the query.
+    """
+    into = edges[edges["receiver"] == f"{head_name(*reader)}.q"].set_index("sender")["score"]
+    scores = into[[n for n in into.index if kind_of(n) == "cross"]]
+    chosen = [head_name(*h) for h in relation if head_name(*h) in scores.index]
+    lost = float(scores[chosen].sum())
+    null = [scores[s].sum() for s in alike(list(scores.index), chosen, draws, seed)]
+    return {"chosen": chosen, "lost": lost, **beside(lost, null, draws)}

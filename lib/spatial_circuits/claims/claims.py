@@ -83,7 +83,7 @@ CLAIMS = (
 )
 
 FILES = ("synopsis", "screen", "ablation", "circuit", "curves", "tokens", "factors", "arithmetic",
-         "subspaces", "robustness", "exchange")
+         "subspaces", "robustness", "exchange", "edges", "fused")
 
 KINDS = {"rte": "random", "rte-nopos": "bag"}  # by encoder; all others are contextual
 
