@@ -17,8 +17,8 @@ m is not the prediction's but the share of that head's query that is still to be
 is s; what reaches its query straight adds up to 1, since queries read the stream as it is.
 
 The null asks whether a sender's change fits this prompt's receiver better than the change of
-another prompt does: the pairing of changes and gradients is permuted over prompts, the best of all
-edges kept, each in units of its own null (so that p is corrected for the number of edges).
+another prompt does: the pairing of changes and gradients is permuted over prompts, and the best of
+all edges kept, each in units of its own null, so that p is corrected for the number of edges.
 """
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,8 +98,8 @@ def edge_attribution(model: Model, prompts: Sequence[str], factor: str = "relati
                      reader: Head | None = None, steps: int = STEPS, every: int = 3, seed: int = 1,
                      points: int = POINTS, draws: int = 1000) -> pd.DataFrame:
     """All edges, strongest first: sender, receiver, score (mean over prompts), low, high (95 %
-    bootstrap over prompts), alone, null (the score that a twentieth of the permutations reach with
-    their best edge, in this edge's units) and p, corrected for the number of edges.
+    bootstrap over prompts), alone, z (how well the prompt's own pairing fits, in units of the
+    null), null (the z that a twentieth of the permutations reach with their best edge) and p.
 
     `every` so many steps, `points` backward passes each. Raises ValueError for numbers below 1,
     fewer than two prompts, as `paired` does, and where the model does not read the factor.
@@ -110,23 +110,34 @@ def edge_attribution(model: Model, prompts: Sequence[str], factor: str = "relati
     pairs = paired(model, prompts, factor, reader, steps, every, seed)
     names, scores = _pair_scores(pairs, points)                                       # [P, P, E]
     own = scores.diagonal().T.numpy()                                                    # [P, E]
-    rng, count = np.random.default_rng(seed), len(prompts)
-    picks = torch.zeros(draws, count, count)
-    picks[torch.arange(draws)[:, None], _orders(rng, draws, count), torch.arange(count)] = 1 / count
-    null = (picks.flatten(1) @ scores.flatten(0, 1)).numpy()                         # [draws, E]
-    unit = np.maximum(np.sqrt((null ** 2).mean(0)), 1e-12)
-    best = np.abs(null / unit).max(1)
-    reached = np.searchsorted(np.sort(best), np.abs(own.mean(0)) / unit)         # below each edge
+    z, best = _fits(scores, draws, seed)
+    reached = np.searchsorted(np.sort(best), np.abs(z))         # permutations below each edge
     low, high = mean_interval(own, seed=seed)
     alone = own.mean(0) if reader is not None else (1 - (1 - own) ** 2).mean(0)
     table = pd.DataFrame(names, columns=["sender", "receiver"]).assign(
-        score=own.mean(0), low=low, high=high, alone=alone, null=unit * np.quantile(best, 0.95),
+        score=own.mean(0), low=low, high=high, alone=alone, z=z, null=np.quantile(best, 0.95),
         p=(1 + draws - reached) / (draws + 1))
     return table.sort_values("score", key=abs, ascending=False, ignore_index=True)
 
 
-def _orders(rng: np.random.Generator, draws: int, count: int) -> Tensor:
-    return torch.from_numpy(rng.permuted(np.tile(np.arange(count), (draws, 1)), axis=1))
+def _fits(scores: Tensor, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How well each edge's own pairing fits [E], in units of its null, and the best of all edges
+    under each permutation [draws]; of scores [P, P, E].
+
+    Every prompt's changes, and its gradients, are first brought to one size, so that a few loud
+    prompts do not decide; sizes do not hang on the pairing, so that the test stays exact.
+    """
+    tiny, count = 1e-30, len(scores)
+    square = scores.double().square()
+    sizes = square.mean(1, keepdim=True) * square.mean(0, keepdim=True)              # [P, P, E]
+    even = scores.double() / (sizes / square.mean((0, 1)).clamp_min(tiny)).sqrt().clamp_min(tiny)
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
+    picks = torch.zeros(draws, count, count, dtype=torch.double)
+    picks[torch.arange(draws)[:, None], torch.from_numpy(orders), torch.arange(count)] = 1 / count
+    null = (picks.flatten(1) @ even.flatten(0, 1)).numpy()                           # [draws, E]
+    unit = np.maximum(np.sqrt((null ** 2).mean(0)), tiny)
+    own = even.diagonal().mean(1).numpy()
+    return own / unit, np.abs(null / unit).max(1)
 
 
 def _pair_scores(pairs: Pairs, points: int) -> tuple[list[tuple[str, str]], Tensor]:
