@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from spatial_circuits.analyses.carriers import alike, between, carriers, removal, straight, tags, ways
+from spatial_circuits.analyses.carriers import (
+    alike,
+    between,
+    carriers,
+    removal,
+    straight,
+    tags,
+    ways,
+)
 from spatial_circuits.analyses.edges import edge_attribution
 from spatial_circuits.analyses.exact_edges import check_edges, exact_edges
 from spatial_circuits.analyses.patching import query_shares

@@ -26,7 +26,7 @@ from .edges import Pairs, paired
 from .heads import Head, check_heads, head_masks, head_name, layers_and_heads
 from .intervals import percentiles, ratio_interval
 from .sweep import spread
-from .wires import KINDS, position, senders, watched
+from .wires import BLOCK_PARTS, position, senders, watched
 
 KIND_WORDS = {"self": "self-attention", "cross": "cross-attention", "mlp": "MLPs"}
 _RUNS = 2       # the clean run and the counterpart's, before those with components held
@@ -34,7 +34,7 @@ _RUNS = 2       # the clean run and the counterpart's, before those with compone
 
 def kind_of(name: str) -> str:
     """"self", "cross" or "mlp" of a component's name."""
-    return KINDS[position(name) % 3]
+    return BLOCK_PARTS[position(name) % 3]
 
 
 def between(model: Model, relation: Sequence[Head], reader: Head) -> list[str]:
@@ -168,16 +168,16 @@ def alike(nodes: Sequence[str], chosen: Sequence[str], draws: int = 1000, seed: 
           ) -> list[list[str]]:
     """Sets with as many components of each kind as `chosen`, out of `nodes`: all of them, if there
     are no more than `draws`, else that many at random."""
-    by_kind = {kind: [n for n in nodes if kind_of(n) == kind] for kind in KINDS}
-    counts = {kind: sum(kind_of(c) == kind for c in chosen) for kind in KINDS}
-    if prod(comb(len(by_kind[k]), counts[k]) for k in KINDS) <= draws:
+    by_kind = {kind: [n for n in nodes if kind_of(n) == kind] for kind in BLOCK_PARTS}
+    counts = {kind: sum(kind_of(c) == kind for c in chosen) for kind in BLOCK_PARTS}
+    if prod(comb(len(by_kind[k]), counts[k]) for k in BLOCK_PARTS) <= draws:
         sets: list[list[str]] = [[]]
-        for kind in KINDS:
+        for kind in BLOCK_PARTS:
             sets = [[*some, *more] for some in sets
                     for more in combinations(by_kind[kind], counts[kind])]
         return sets
     rng = np.random.default_rng(seed)
-    return [[str(n) for kind in KINDS if counts[kind]
+    return [[str(n) for kind in BLOCK_PARTS if counts[kind]
              for n in rng.choice(by_kind[kind], counts[kind], replace=False)]
             for _ in range(draws)]
 

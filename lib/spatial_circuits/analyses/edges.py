@@ -41,7 +41,6 @@ from .wires import Wires, position, senders, watched
 
 ROLES_OF_TEXT = ("colour1", "shape1", "relation", "colour2", "shape2", "filler", "end")
 TEXT = "text "                      # "text shape2" is the sender of that role's tokens
-POINTS = 2                          # texts between the two prompts
 
 
 @dataclass
@@ -96,7 +95,7 @@ def paired(model: Model, prompts: Sequence[str], factor: str, reader: Head | Non
 
 def edge_attribution(model: Model, prompts: Sequence[str], factor: str = "relation",
                      reader: Head | None = None, steps: int = STEPS, every: int = 3, seed: int = 1,
-                     points: int = POINTS, draws: int = 1000) -> pd.DataFrame:
+                     points: int = 2, draws: int = 1000) -> pd.DataFrame:
     """All edges, strongest first: sender, receiver, score (mean over prompts), low, high (95 %
     bootstrap over prompts), alone, z (how well the prompt's own pairing fits, in units of the
     null), null (the z that a twentieth of the permutations reach with their best edge) and p.

@@ -21,10 +21,10 @@ from ..model.sampler import STEPS
 from ..text.roles import mask_of_role
 from .edges import TEXT, Pairs, edge_attribution, paired, reads_text
 from .heads import Head, layers_and_heads
-from .wires import KINDS, PICTURE, Wires, position, senders, watched
+from .wires import AT_END, BLOCK_PARTS, Wires, position, senders, watched
 
 Edge = tuple[str, str]
-PARTS = {"q": "query", "k": "key", "v": "value"}
+_STAGES = {"q": "query", "k": "key", "v": "value"}
 
 
 class _Added(Edit):
@@ -32,7 +32,7 @@ class _Added(Edit):
 
     def __init__(self, part: str, change: Tensor, where: Tensor, kind: str):
         super().__init__(where, kind)
-        self.stage, self.part, self.change = PARTS[part], part, change
+        self.stage, self.part, self.change = _STAGES[part], part, change
         self.wires: Wires | None = None                    # of the context in which it acts
 
     def act(self, call: Call, active: Tensor) -> None:
@@ -60,7 +60,7 @@ def exact_edges(model: Model, prompts: Sequence[str], edges: Sequence[Edge],
     for sender, receiver in edges:
         text = reads_text(receiver)
         if text != sender.startswith(TEXT) or not text and (
-                sender not in known or receiver != PICTURE and receiver.split(".")[0] not in known
+                sender not in known or receiver != AT_END and receiver.split(".")[0] not in known
                 or position(sender) >= position(receiver)):
             raise ValueError(f"there is no edge from {sender!r} to {receiver!r}; a sender is a "
                              "component of an earlier part of the model, or, for keys and values "
@@ -110,10 +110,10 @@ def _patched(pairs: Pairs, i: int, x: Tensor, t: Tensor, edges: Sequence[Edge],
     at_end = torch.zeros(len(streams), 1, 1)
     for e, (_, receiver) in enumerate(edges):
         rows = slice(e * count, (e + 1) * count)
-        if receiver == PICTURE:
+        if receiver == AT_END:
             at_end[rows] = 1
             continue
-        layer, kind = position(receiver) // 3, KINDS[position(receiver) % 3]
+        layer, kind = position(receiver) // 3, BLOCK_PARTS[position(receiver) % 3]
         if kind == "mlp":
             at_mlp.setdefault(layer, torch.zeros_like(at_end))[rows] = 1
             continue
@@ -155,9 +155,9 @@ def check_edges(model: Model, prompts: Sequence[str], table: pd.DataFrame, sampl
 
     Rows: sender, receiver, score, alone, exact. Numbers: rank correlation (Spearman) and
     correlation of the last two, error (mean absolute difference) and bias (mean of alone minus
-    exact), both in shares of the whole effect, and cost ratio: seconds for all edges one by one over those for all edges
-    by gradient, both timed here. `options` are those of both analyses. Raises ValueError for fewer
-    than three edges.
+    exact), both in shares of the whole effect, and cost ratio: seconds for all edges one by one
+    over those for all edges by gradient, both timed here. `options` are those of both analyses.
+    Raises ValueError for a sample of fewer than three edges, or of more than there are.
     """
     if not 3 <= sample <= len(table):
         raise ValueError(f"sample is {sample}; it must be 3 to {len(table)}, the number of edges")

@@ -25,12 +25,11 @@ from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..model.transformer import predict
 from ..text.prepared import Prepared
-from .heads import Head, head_masks, head_name, heads_of, named_heads, other_heads
+from .heads import Head, head_masks, heads_of, named_heads, other_heads
 from .intervals import mean_interval, percentiles
 from .patching import clean_trace, prediction_effects
 from .sweep import spread, sweep
 from .token_exchange import (
-    KINDS_OF_DONOR,
     assembled,
     donors,
     encoded,

@@ -33,8 +33,8 @@ from ..text.prepared import Prepared
 from .sweep import sweep
 
 TURNED = torch.tensor([2, 3, 0, 1, 5, 4, 7, 6])  # above -> left, upper left -> upper right, ...
-TOKENS = ("relation", "shape2", "shape1", "colour1+colour2", "filler", "end")
-TOKEN_SETS = (*TOKENS, *("+".join(pair) for pair in combinations(TOKENS, 2)))
+EXCHANGED = ("relation", "shape2", "shape1", "colour1+colour2", "filler", "end")
+TOKEN_SETS = (*EXCHANGED, *("+".join(pair) for pair in combinations(EXCHANGED, 2)))
 KINDS_OF_DONOR = ("opposite", "turned", "same")
 PARTS_TOLD = ("axis", "side", "side given axis")
 _Z = 1.959963984540054      # of a 95 % interval
@@ -92,7 +92,8 @@ def assembled(text: TextBatch, rows: Sequence[Sequence[tuple[int, int]]]) -> Pre
         mask[i, :len(row)] = True
         tokens.append([text.tokens[b][t] for b, t in row] + ["<pad>"] * pad)
         said.append([text.roles[b][t] for b, t in row] + ["pad"] * pad)
-    return Prepared(["", *map(str, range(len(rows) - 1))], TextBatch(embeddings, mask, tokens, said))
+    names = ["", *map(str, range(len(rows) - 1))]
+    return Prepared(names, TextBatch(embeddings, mask, tokens, said))
 
 
 def picked(text: TextBatch, row: int, wanted: str, inside: bool = True) -> list[tuple[int, int]]:

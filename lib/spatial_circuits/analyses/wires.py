@@ -1,9 +1,9 @@
 """Wires: what each component of a running model writes, and what each of its inputs reads.
 
-All components write into one residual stream and read from it (Elhage et al. 2021). In a PixArt block
+All components write into one residual stream and read from it (Elhage et al. 2021). In a block
 
     self-attention   x += gate . sum_h W_o out_h      query, key, value read  scale . LN(x) + shift
-    cross-attention  x += sum_h W_o out_h             the query reads x as it is; key, value the text
+    cross-attention  x += sum_h W_o out_h             the query reads x as it is; key, value text
     MLP              x += gate . MLP(.)               reads  scale . LN(x) + shift
 
 so an edge from sender u to receiver r carries what u writes, as r reads it. `Wires` opens the last
@@ -21,8 +21,8 @@ from ..hooks.core import Call, Hook, Reader
 from ..model.pipeline import Model
 from .heads import head_name, layers_and_heads
 
-PICTURE = "picture"     # the receiver at the end: final norm and projection to the prediction
-KINDS = ("self", "cross", "mlp")    # a block's parts, in the order in which they write
+AT_END = "picture"     # the receiver at the end: final norm and projection to the prediction
+BLOCK_PARTS = ("self", "cross", "mlp")    # a block's parts, in the order in which they write
 
 
 class Calls(Reader):
@@ -46,19 +46,19 @@ def position(name: str) -> int:
     """Where in the model a component or input stands; a sender reaches a receiver if its number is
     smaller. "L2S0.q" and "L2S0" -> 6, cross-attention 7, MLP 8. Raises ValueError for no such
     name."""
-    if name == PICTURE:
+    if name == AT_END:
         return 10 ** 6
     found = re.match(r"L(\d+)([SHM])", name)
     if not found:
         raise ValueError(f"{name!r} is no component; they are called L0S0 (self-attention), L0H0 "
-                         f"(cross-attention), L0MLP, and {PICTURE!r} at the end")
+                         f"(cross-attention), L0MLP, and {AT_END!r} at the end")
     return 3 * int(found[1]) + "SHM".index(found[2])
 
 
 def senders(model: Model) -> list[str]:
     """Names of all components that write into the stream, in the order in which they do."""
     layers, heads = layers_and_heads(model)
-    return [component_name(kind, layer, h) for layer in range(layers) for kind in KINDS
+    return [component_name(kind, layer, h) for layer in range(layers) for kind in BLOCK_PARTS
             for h in range(1 if kind == "mlp" else heads)]
 
 
@@ -68,7 +68,7 @@ class Wires:
     def __init__(self, model: Model):
         self.blocks = model.transformer.transformer_blocks
         self.cross, self.own = Calls(), Calls(kind="self")
-        self.streams: dict[tuple[str, int], Tensor] = {}     # what a part of a block reads [B, N, D]
+        self.streams: dict[tuple[str, int], Tensor] = {}     # what a block's part reads [B, N, D]
         self.inputs: dict[int, Tensor] = {}                  # of the MLPs, after norm [B, N, D]
         self.outputs: dict[int, Tensor] = {}                 # of the MLPs, before the gate
         self.modulation: dict[int, tuple[Tensor, ...]] = {}  # six a block, [B, 1, D]
@@ -126,7 +126,7 @@ class Wires:
             yield named("cross", "kv"), torch.cat(
                 [_to_input(g, calls[1], p) for g, p in zip(cross[1:], "kv")])
             yield [f"L{layer}MLP"], self._read_back("mlp", layer, mlp[None])
-        yield [PICTURE], grads[-1][None]
+        yield [AT_END], grads[-1][None]
 
     def _read_back(self, kind: str, layer: int, grads: Tensor) -> Tensor:
         """Gradients [R, B, N, D] behind the norm -> before it."""

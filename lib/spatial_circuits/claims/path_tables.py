@@ -10,9 +10,10 @@ from ..analyses.circuit import CIRCUIT_ROLES, find_circuit
 from ..analyses.edges import edge_attribution
 from ..analyses.exact_edges import check_edges
 from ..analyses.fused import find_readers, shared_roles, turn_pictures, turned_shares
-from ..analyses.heads import Head, head_name, parse_head
+from ..analyses.heads import Head, check_heads, head_name, heads_of, parse_head
 from ..analyses.intervals import mean_interval, ratio_interval
 from ..model.pipeline import Model
+from ..text.roles import role_mask
 from .tables import known, records, require_obeyed
 
 STRONGEST = 60    # edges that a table lists
@@ -34,13 +35,15 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
                          "fourth and edges on the rest, at least eight in all")
     given = {"relation": [parse_head(h) for h in relation],
              "object": [parse_head(h) for h in readers]}
+    check_heads(model, sum(given.values(), []))
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
     require_obeyed(model, held_out, 1, seed)
     found = find_circuit(model, discovery, seed=seed)
     roles = {role: given.get(role) or getattr(found, role) for role in CIRCUIT_ROLES}
     table = edge_attribution(model, held_out, seed=seed, draws=draws)
     rows, numbers = check_edges(model, held_out, table, sample, seed)
-    later = [h for h in roles["object"] if h[0] > min(x[0] for x in roles["relation"])]
+    first = min((layer for layer, _ in roles["relation"]), default=len(heads_of(model)))
+    later = [h for h in roles["object"] if h[0] > first]
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "circuit": {role: [head_name(*h) for h in heads] for role, heads in roles.items()},
             **_listed(table), "check": {**numbers, "rows": records(rows)},
@@ -89,6 +92,8 @@ def run_fused(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: i
     if len(prompts) < 4:
         raise ValueError(f"{len(prompts)} prompts are too few: heads are found on every fourth and "
                          "tested on the rest; give at least four")
+    for role in tokens:
+        role_mask(model.encoder, prompts, role)                # refuses before anything is sampled
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
     require_obeyed(model, held_out, per_prompt, seed)
     out = []

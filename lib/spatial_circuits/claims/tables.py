@@ -210,7 +210,7 @@ def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int 
         frames[kind] = keep_and_remove(model, held_out, one, sizes, kind, **options)
     curves, by_kind, members = {}, [], []
     for kind, frame in frames.items():
-        told = {"kind": kind, "mean": mean if kind == "mean" else None}
+        told: dict[str, Any] = {"kind": kind, "mean": mean if kind == "mean" else None}
         null = keep_and_remove(model, held_out, drawn, sizes, ways=("keep",), **told, **options)
         curves[kind], numbers = faithfulness(pd.concat([frame, null[null["order"] != ""]]))
         by_kind.append(numbers.assign(kind=kind))
