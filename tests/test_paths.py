@@ -33,7 +33,7 @@ def edges(rte):
     """The record of the shipped model, its reader and relation head named: no circuit is searched."""
     with pytest.MonkeyPatch.context() as patch:
         from spatial_circuits.analyses.circuit import Circuit
-        for name in ("edge_attribution", "check_edges", "ways", "carriers", "removal"):
+        for name in ("edge_attribution", "check_edges", "ways", "carriers"):
             patch.setattr(path_tables, name, partial(getattr(path_tables, name), every=7))
         patch.setattr(path_tables, "find_circuit", lambda *_, **__: Circuit([(0, 0)], [(1, 3)], [(2, 2)], pd.DataFrame()))
         return plain(path_tables.run_edges(rte, PROMPTS, draws=20, sample=6, relation=["L0H0"]))

@@ -19,6 +19,7 @@ from .tables import known, records, require_obeyed
 STRONGEST = 60    # edges that a table lists
 ALPHA = 0.05      # p below which an edge is counted
 FULL = "all paths"
+REMOVED_EVERY = 7  # steps at which random sets are held: a thousand forwards each
 
 
 def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Sequence[str] = (),
@@ -76,7 +77,8 @@ def _carried(model: Model, discovery: Sequence[str], held_out: Sequence[str],
               "straight": straight(edges, relation, reader, draws, seed),
               "carriers": records(chosen)}
     if named:
-        record["removal"] = removal(model, held_out, relation, reader, named, draws, seed)
+        record["removal"] = removal(model, held_out, relation, reader, named, draws, seed,
+                                    every=REMOVED_EVERY)
     return record
 
 
