@@ -16,11 +16,15 @@ from spatial_circuits.analyses import (
     ablation,
     arithmetic,
     attribution,
+    carriers,
     circuit,
     curves,
+    edges,
     edit_files,
     evaluation,
+    exact_edges,
     factors,
+    fused,
     heads,
     heatmap,
     injection,
@@ -36,6 +40,7 @@ from spatial_circuits.analyses import (
     synopsis,
     token_exchange,
     weight_maps,
+    wires,
 )
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.render import render
@@ -133,8 +138,36 @@ def circuits(model):
     yield circuit.prune(model, [TOLD], parts.heads, steps=1)
     orders = curves.random_orders(model, 1)
     yield curves.keep_and_remove(model, [TOLD], orders, [2], "resample", steps=1)
+    with pytest.raises(ValueError, match="there is nothing that a circuit could keep"):
+        curves.minimality(model, [TOLD], [(0, 1)], "zero", steps=1)
     found = curves.rankings(model, [TOLD], steps=2)
     yield torch.tensor(found["patching"])
+
+
+def wired(model):
+    few, options = PROMPTS[:2], {"steps": 2, "every": 2}
+    found = edges.edge_attribution(model, few, draws=2, **options).drop(columns=["z", "null", "p"])
+    yield found.sort_values(["sender", "receiver"], ignore_index=True)
+    chosen = [("L0H0", "L1S0.q"), ("L0MLP", "L1H1.q"), ("text relation", "L0H1.k"), ("L0H1", "L1MLP"), ("L1H0", "picture")]
+    yield exact_edges.exact_edges(model, few, chosen, **options)
+    table = pd.DataFrame(chosen, columns=["sender", "receiver"]).assign(score=range(5), alone=range(5))
+    yield exact_edges.check_edges(model, few, table, 3, **options)[0]
+    assert edges.paired(model, few, "relation", None, 2, 2, 1).clean.shape[0] == 2
+    assert wires.senders(model)[0] == "L0S0"
+    with wires.watched(model):
+        pass
+    relation, reader = [(0, 1)], (1, 0)
+    assert carriers.between(model, relation, reader) == ["L0MLP", "L1S0", "L1S1"]
+    yield carriers.tags(model, few, relation, reader, {"": [], "MLP": ["L0MLP"]}, **options)
+    yield carriers.ways(model, few, relation, reader, **options)
+    yield carriers.carriers(model, few, relation, reader, limit=1, **options)[["left"]]
+    yield pd.DataFrame([carriers.removal(model, few, relation, reader, ["L1S0"], **options)])
+    given = token_exchange.donors(few)["opposite"]
+    assert fused.doubled(model, few, given, "relation").mine.any()
+    yield fused.reading_effects(model, few, given, "relation", {"one": [(0, 1)]}, **options)
+    yield fused.find_readers(model, few, "relation", limit=1, **options)
+    yield fused.shared_roles(model, few, [(0, 1)], **options)
+    yield fused.turn_pictures(model, few[:1], "relation", [(0, 1)], 1, steps=1)
 
 
 def anywhere(model):
@@ -164,7 +197,7 @@ class Draughtsman:
         return self.picture.expand(len(latents), -1, -1, -1)
 
 
-@pytest.mark.parametrize("analyses", [weights, injected, worded, scored, patched, circuits, anywhere])
+@pytest.mark.parametrize("analyses", [weights, injected, worded, scored, patched, circuits, wired, anywhere])
 def test_another_device_gives_the_same_on_the_cpu(tiny, analyses):
     torch.manual_seed(0)
     wanted = list(analyses(replace(tiny, vae=Draughtsman())))

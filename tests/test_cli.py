@@ -26,7 +26,7 @@ from spatial_circuits.training.log import read_log
 SMALL = ("size=nano", "batch=2", "cache=32", "steps=9", "warmup=2", "precision=no", "compile=false")
 TINY_RUN = ["train", "--threads", "1", "--checkpoint-every", "3", "--device", "cpu",
             *(a for pair in SMALL for a in ("-p", pair))]
-SAMPLED = ("evaluate", "synopsis", "ablate", "circuit", "tokens", "arithmetic", "robustness", "exchange")
+SAMPLED = ("evaluate", "synopsis", "ablate", "circuit", "tokens", "arithmetic", "robustness", "exchange", "edges", "fused")
 MEASURES = (*SAMPLED, "screen", "factors")
 
 
@@ -287,13 +287,15 @@ def test_analyses_write_their_tables(saved):
     assert json.loads(Path("synopsis.json").read_text())["step"] == 0
     assert main(["exchange", *line, "--limit", "1", "--json", "exchange.json"]) == 0
     record = json.loads(Path("exchange.json").read_text())
-    assert len(record["exchange"]) == 15 and all(row["pictures"] == 1 for row in record["exchange"])
+    assert len(record["exchange"]) == 1 + 3 * 22 and all(row["pictures"] == 1 for row in record["exchange"])
+    assert {"share", "low", "high", "control", "p"} < set(record["table"][0]) and {r["part"] for r in record["table"]} == {"axis", "side", "side given axis"}
 
 
 @pytest.mark.parametrize("line, message", [
     ("ablate --heads L9H0", "head L9H0 is out of range"), ("ablate --role verb", "role 'verb' is unknown"),
     ("ablate --when 99", "step 99 is out of range"), ("synopsis --step last", "step 'last' is out of range"),
-    ("circuit --limit 2", "2 prompts are too few"), ("screen --model nowhere", "no model 'nowhere'"),
+    ("circuit --limit 2", "2 prompts are too few"), ("edges --limit 7", "7 prompts are too few"), ("edges --readers L1", "head 'L1' is not of the form"),
+    ("fused --limit 3", "3 prompts are too few"), ("fused --tokens verb", "role 'verb' is unknown"), ("screen --model nowhere", "no model 'nowhere'"),
 ])
 def test_analyses_refuse_in_one_line(line, message, capsys):
     assert main([*line.split(), "--json", "out.json"]) == 2

@@ -7,9 +7,11 @@ from spatial_circuits.analyses import curves
 from spatial_circuits.analyses.ablation import mean_outputs
 from spatial_circuits.analyses.curves import (
     WAYS,
+    circuit_size,
     curve_sizes,
     faithfulness,
     keep_and_remove,
+    minimality,
     random_orders,
     rankings,
 )
@@ -56,7 +58,11 @@ def test_areas_by_hand():
     assert keep["f"].tolist() == [0, 1, 1, 1, 1] and keep["size"].tolist() == [0, 1, 2, 3, 4]
     assert set(shape["order"]) == {"good", "bad", "random"}
     _, kept = faithfulness(made(one_head, ways=("keep",)), n_boot=20)
-    assert set(kept["number"]) == {"CPR", "CMD"}
+    assert set(kept[kept["order"] == "good"]["number"]) == {"CPR", "CMD"}
+    assert value(numbers, "good", "completeness") == pytest.approx(7 / 8)
+    assert value(numbers, "bad", "completeness") == pytest.approx(1 / 8)
+    # to take k of a random order away is to keep n - k of one: the same null, from its keep curves
+    assert value(kept, "random", "completeness") == pytest.approx(1 - value(kept, "random", "CPR"))
 
 
 def test_a_model_better_than_the_whole_counts_against_cmd_not_for_it():
@@ -136,6 +142,25 @@ def test_resampled_heads_speak_for_the_other_prompt():
     loose = frame.groupby("condition")["loose"].mean()
     assert loose["intact"] == 1 and loose["nothing"] == 0
     assert frame["unique_binding"].all()
+
+
+@pytest.mark.parametrize("kind", ["zero", "resample"])
+def test_a_member_that_does_nothing_is_worth_nothing(kind):
+    """Of all heads of a trained model the relation head is worth most, some nothing."""
+    rte = load("rte").fast()
+    told = ["red square is above blue circle", "red square is below blue circle"]
+    found = minimality(rte, told, heads_of(rte), kind, seed=2)
+    assert found["name"].iloc[-1] == "" and found["loss"].iloc[-1] == pytest.approx(1)
+    losses = found.set_index("name")["loss"]
+    assert len(losses) == 25 and losses.iloc[:-1].is_monotonic_increasing
+    assert losses.iloc[0] <= 0 and losses["L1H3"] == losses.iloc[:-1].max() > 0
+
+
+def test_the_size_of_a_circuit_is_where_it_is_faithful():
+    shape, _ = faithfulness(made(one_head), n_boot=5)
+    assert circuit_size(shape, "good") == 1 and circuit_size(shape, "bad") == 4
+    with pytest.raises(ValueError, match="no curve of order 'ugly' kept; choose from good"):
+        circuit_size(shape, "ugly")
 
 
 def test_bad_input_is_refused_before_sampling(tiny):

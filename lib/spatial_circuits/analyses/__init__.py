@@ -12,6 +12,11 @@ second_judge  the same verdicts by other means: how far scores hang on the detec
 ablation    scores without heads, or with a role's tokens hidden from them
 patching    interchange interventions between two prompts that differ in one factor
 circuit     the heads that carry shape, colour and relation, and three tests of them
+wires       what each component of a running model writes, and what each of its inputs reads
+edges       what each component hands to each later one, from a few backward passes
+exact_edges single edges by path patching, and how well attribution tells them
+carriers    what takes the tag from the relation heads to the object head's query
+fused       the heads that read the relation from another token than its word
 curves      faithfulness over the size of a circuit, and what it says of a ranking of heads
 subspaces   in how many dimensions a factor sits at a word or a head's query (DAS)
 synopsis    attention from each object's image tokens to each role of the prompt
@@ -26,7 +31,7 @@ injection   relations written into the residual stream by hand
 What words do:
 embeddings  what text embeddings hold: linear probes, similarities
 factors     their variance by factor, and the heads that read a factor's effect
-token_exchange  tokens taken from a prompt of another relation: who carries axis and side
+token_exchange  every token and pair taken from another relation: who carries axis and side
 arithmetic  pictures moved by changing one token's embedding
 robustness  the same scene in other words, and the shifts that this causes
 repair      what brings the relation back where other words broke it

@@ -8,7 +8,11 @@ of the circuit of the first k of n heads, its faithfulness is
 0 with every head off and 1 for the whole model. CPR is the area under f over k / n (1 would be a
 ranking whose first head does everything), CMD the area between f and 1 (Mueller et al. 2025,
 arXiv 2504.13151). Ordered weakening is the area between the curve of heads taken away worst first
-and the one best first: large where the order matters. Random orders of the same heads are the null.
+and the one best first: large where the order matters. Completeness is the area over the curve of
+heads taken away best first: how soon nothing is left without the circuit, 1 at once; minimality
+what the least needed member of one circuit is worth (`minimality`; both after Wang et al. 2023).
+Random orders of the same heads are the null: to take k of them away is to keep n - k, so that they
+are kept only, and give a null for completeness, too.
 """
 from collections.abc import Mapping, Sequence
 
@@ -23,14 +27,14 @@ from ..model.pipeline import Model
 from ..text.counterparts import PROMPT_FACTORS
 from .ablation import ablate
 from .attribution import attribute
-from .heads import INTACT, Head, head_masks, heads_of, named_heads, other_heads
+from .heads import INTACT, Head, head_masks, head_name, heads_of, named_heads, other_heads
 from .intervals import LEVELS, N_BOOT, bootstrap_weights, by_prompt, percentiles
 from .patching import prediction_effects
 from .sweep import spread, sweep
 from .synopsis import attention_scores, synopsis
 from .weight_maps import screen_words
 
-NUMBERS = ("CPR", "CMD", "ordered weakening")
+NUMBERS = ("CPR", "CMD", "ordered weakening", "completeness")
 KINDS_OF_ABLATION = ("mean", "zero", "resample")
 WAYS = ("keep", "remove")
 RANDOM = "random"   # names of random orders: "random 1", ...
@@ -97,13 +101,9 @@ def keep_and_remove(model: Model, prompts: Sequence[str], orders: Mapping[str, S
     way, a size out of range, or an order that does not hold every head once.
     """
     everyone = heads_of(model)
-    for name, given, known in (("kind", [kind], KINDS_OF_ABLATION), ("way", ways, WAYS)):
-        for word in given:
-            if word not in known:
-                raise ValueError(f"{name} {word!r} is unknown; choose from {', '.join(known)}")
-    if (kind == "mean") != (mean is not None):
-        raise ValueError(f"kind {kind!r} and mean {'given' if mean is not None else 'not given'}; "
-                         "mean outputs go with kind 'mean'")
+    if wrong_ways := [way for way in ways if way not in WAYS]:
+        raise ValueError(f"way {wrong_ways[0]!r} is unknown; choose from {', '.join(WAYS)}")
+    _check_kind(kind, mean)
     for name, order in orders.items():
         if sorted(order) != everyone:
             raise ValueError(f"order {name!r} does not hold every head of the model once")
@@ -117,12 +117,26 @@ def keep_and_remove(model: Model, prompts: Sequence[str], orders: Mapping[str, S
             else other_heads(model, orders[name][:k]) for label, (name, way, k) in rows.items()}
     rows |= {INTACT: ("", "remove", 0), "nothing": ("", "remove", len(everyone))}
     sets["nothing"] = everyone
-    if kind == "resample":
-        frame = _resampled(model, prompts, sets, seed, **options)
-    else:
-        frame = ablate(model, prompts, sets, seed=seed, mean=mean, **options)
+    frame = _ablated(model, prompts, sets, kind, mean, seed, **options)
     order, way, size = zip(*(rows[c] for c in frame["condition"]))
     return frame.assign(order=order, way=way, size=size)
+
+
+def _check_kind(kind: str, mean: Tensor | None) -> None:
+    if kind not in KINDS_OF_ABLATION:
+        raise ValueError(f"kind {kind!r} is unknown; choose from {', '.join(KINDS_OF_ABLATION)}")
+    if (kind == "mean") != (mean is not None):
+        raise ValueError(f"kind {kind!r} and mean {'given' if mean is not None else 'not given'}; "
+                         "mean outputs go with kind 'mean'")
+
+
+def _ablated(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]], kind: str,
+             mean: Tensor | None, seed: int, **options) -> pd.DataFrame:
+    """Scores with each set of heads ablated by a kind; frame as of `sweep`."""
+    _check_kind(kind, mean)
+    if kind == "resample":
+        return _resampled(model, prompts, sets, seed, **options)
+    return ablate(model, prompts, sets, seed=seed, mean=mean, **options)
 
 
 def _resampled(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]],
@@ -149,25 +163,15 @@ def faithfulness(frame: pd.DataFrame, metric: str = "loose", seed: int = 0, n_bo
     are called "random" together. Raises ValueError for an unknown metric, or if the intact model
     does no better than with every head off.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is unknown; choose from {', '.join(METRICS)}")
-    cells = by_prompt(frame, [metric])[metric]                                           # [P, C]
+    f = _faithful(frame, metric, seed, n_boot)                                   # [1 + n_boot, C]
     place = frame.drop_duplicates("condition").set_index("condition")[["order", "way", "size"]]
     heads = int(place["size"].max())
-    weights = np.vstack([np.ones(len(cells)), bootstrap_weights(len(cells), n_boot, seed)])
-    means = pd.DataFrame(weights @ cells.to_numpy() / len(cells), columns=cells.columns)
-    whole, nothing = means[INTACT], means["nothing"]                             # [1 + n_boot]
-    if not whole[0] > nothing[0]:
-        raise ValueError(f"{metric} is {whole[0]:.2f} with all heads and {nothing[0]:.2f} with "
-                         "none: there is nothing that a circuit could keep")
-    gap = (whole - nothing).where(whole > nothing)
-    f = means.sub(nothing, axis=0).div(gap, axis=0)                              # [1 + n_boot, C]
     curves: list[tuple] = []
     numbers: list[tuple] = []
     drawn: dict[str, list[np.ndarray]] = {}             # by way or number, of the random orders
     for order in [o for o in place["order"].unique() if o]:
         ways, sizes = _ways(f, place, order, heads)
-        values = _numbers(ways, np.array(sizes) / heads)
+        values = _numbers(order, ways, np.array(sizes) / heads)
         if order.startswith(RANDOM):
             for name, draws in {**ways, **values}.items():
                 drawn.setdefault(name, []).append(draws[0])
@@ -188,6 +192,53 @@ def faithfulness(frame: pd.DataFrame, metric: str = "loose", seed: int = 0, n_bo
             pd.DataFrame(numbers, columns=["order", "number", "value", "low", "high"]))
 
 
+def _faithful(frame: pd.DataFrame, metric: str, seed: int, n_boot: int = N_BOOT) -> pd.DataFrame:
+    """Every condition's faithfulness [1 + n_boot, C]: of all prompts, then of their resamples."""
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is unknown; choose from {', '.join(METRICS)}")
+    cells = by_prompt(frame, [metric])[metric]                                           # [P, C]
+    weights = np.vstack([np.ones(len(cells)), bootstrap_weights(len(cells), n_boot, seed)])
+    means = pd.DataFrame(weights @ cells.to_numpy() / len(cells), columns=cells.columns)
+    whole, nothing = means[INTACT], means["nothing"]                             # [1 + n_boot]
+    if not whole[0] > nothing[0]:
+        raise ValueError(f"{metric} is {whole[0]:.2f} with all heads and {nothing[0]:.2f} with "
+                         "none: there is nothing that a circuit could keep")
+    gap = (whole - nothing).where(whole > nothing)
+    return means.sub(nothing, axis=0).div(gap, axis=0)
+
+
+def circuit_size(curves: pd.DataFrame, order: str, until: float = 0.9) -> int:
+    """The smallest size at which an order's circuit, kept alone, reaches a faithfulness of `until`;
+    all heads if none smaller does. Raises ValueError for an order without such a curve."""
+    kept = curves[(curves["order"] == order) & (curves["way"] == "keep")].sort_values("size")
+    if kept.empty:
+        raise ValueError(f"there is no curve of order {order!r} kept; choose from "
+                         f"{', '.join(curves['order'].unique())}")
+    return int(kept[kept["f"] >= until]["size"].min())
+
+
+def minimality(model: Model, prompts: Sequence[str], circuit: Sequence[Head], kind: str = "mean",
+               mean: Tensor | None = None, metric: str = "loose", seed: int = 1, **options
+               ) -> pd.DataFrame:
+    """What each member of a circuit is worth: the faithfulness that the circuit, kept alone, loses
+    without it, all other heads ablated by `kind`.
+
+    Rows: name, loss, low, high (95 % bootstrap over prompts), least lost first, the circuit's own
+    faithfulness last, named "". Raises ValueError as `keep_and_remove` and `faithfulness` do.
+    """
+    kept = {"": list(circuit), **{head_name(*out): [h for h in circuit if h != out]
+                                  for out in circuit}}
+    sets = {f"kept {name}": other_heads(model, some) for name, some in kept.items()}
+    sets["nothing"] = heads_of(model)
+    frame = _ablated(model, prompts, sets, kind, mean, seed, **options)
+    f = _faithful(frame, metric, seed)
+    lost = {name: (f["kept "] - f[f"kept {name}"]).to_numpy() for name in kept if name}
+    rows = [(name, x[0], *_ends(x[1:])) for name, x in lost.items()]
+    rows = sorted(rows, key=lambda row: row[1])
+    rows.append(("", f["kept "][0], *_ends(f["kept "][1:].to_numpy())))
+    return pd.DataFrame(rows, columns=["name", "loss", "low", "high"])
+
+
 def _ways(f: pd.DataFrame, place: pd.DataFrame, order: str, heads: int
           ) -> tuple[dict[str, np.ndarray], list[int]]:
     """An order's curves [1 + n_boot, K] by way, and their sizes [K], from 0 to all heads."""
@@ -202,7 +253,8 @@ def _ways(f: pd.DataFrame, place: pd.DataFrame, order: str, heads: int
     return out, sizes
 
 
-def _numbers(ways: dict[str, np.ndarray], share: np.ndarray) -> dict[str, np.ndarray]:
+def _numbers(order: str, ways: dict[str, np.ndarray], share: np.ndarray
+             ) -> dict[str, np.ndarray]:
     """NUMBERS [1 + n_boot] of an order, as far as its ways allow."""
     values = {}
     if "keep" in ways:
@@ -211,6 +263,10 @@ def _numbers(ways: dict[str, np.ndarray], share: np.ndarray) -> dict[str, np.nda
     if len(ways) == len(WAYS):
         worst_first = ways["keep"][:, ::-1]              # n - k kept: the k worst taken away
         values["ordered weakening"] = _area(worst_first - ways["remove"], share)
+    if order.startswith(RANDOM) and "remove" not in ways:
+        ways = {**ways, "remove": ways["keep"][:, ::-1]}
+    if "remove" in ways:
+        values["completeness"] = _area(1 - ways["remove"], share)
     return values
 
 

@@ -83,7 +83,7 @@ CLAIMS = (
 )
 
 FILES = ("synopsis", "screen", "ablation", "circuit", "curves", "tokens", "factors", "arithmetic",
-         "subspaces", "robustness", "exchange")
+         "subspaces", "robustness", "exchange", "edges", "fused")
 
 KINDS = {"rte": "random", "rte-nopos": "bag"}  # by encoder; all others are contextual
 TESTED = {"random": ("C1", "C2", "C5", "C6", "C7", "C8", "C9", "C14"),

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..analyses.ablation import ablate, mask_roles, mean_outputs
 from ..analyses.circuit import CIRCUIT_ROLES, find_circuit, shares, tests
 from ..analyses.curves import (
+    circuit_size,
     curve_sizes,
     faithfulness,
     keep_and_remove,
+    minimality,
     random_orders,
     rankings,
 )
@@ -42,6 +44,12 @@ def records(frame: pd.DataFrame, digits: int = 6) -> list[dict]:
     frame = frame.reset_index() if frame.index.names != [None] else frame
     return [{k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
             for row in frame.to_dict("records")]
+
+
+def known(frame: pd.DataFrame) -> list[dict]:
+    """`records`, with null in place of NaN: a number that does not exist."""
+    return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
+            for row in records(frame)]
 
 
 def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
@@ -178,8 +186,10 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
 
 def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int = 12,
                progress: bool = False) -> dict:
-    """How good each ranking of heads is: faithfulness over circuit size, CPR, CMD and ordered
-    weakening, beside random orders; and the same by three kinds of ablation (chapter 11).
+    """How good each ranking of heads is: faithfulness over circuit size, CPR, CMD, ordered
+    weakening and completeness, beside random orders; the same by three kinds of ablation, each with
+    random orders of its own kind; and what each member of the smallest faithful circuit is worth
+    (chapter 11).
 
     Heads are ranked on every fourth prompt and tested on the rest. Raises ValueError for fewer than
     four prompts, no random order, or a model that never obeys a relation.
@@ -194,15 +204,24 @@ def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int 
     options: dict[str, Any] = {"seed": seed, "progress": progress}
     drawn = random_orders(model, orders, seed)
     ours = keep_and_remove(model, held_out, found, sizes, "mean", mean, **options)
-    null = keep_and_remove(model, held_out, drawn, sizes, "mean", mean, ("keep",), **options)
-    curves, numbers = faithfulness(pd.concat([ours, null[null["order"] != ""]]))
-    by_kind = [numbers[numbers["order"] == "patching"].assign(kind="mean")]
+    frames: dict[str, pd.DataFrame] = {"mean": ours}
+    one = {"patching": found["patching"]}
     for kind in ("zero", "resample"):
-        one = {"patching": found["patching"]}
-        frame = keep_and_remove(model, held_out, one, sizes, kind, **options)
-        by_kind.append(faithfulness(frame)[1].assign(kind=kind))
+        frames[kind] = keep_and_remove(model, held_out, one, sizes, kind, **options)
+    curves, by_kind, members = {}, [], []
+    for kind, frame in frames.items():
+        told: dict[str, Any] = {"kind": kind, "mean": mean if kind == "mean" else None}
+        null = keep_and_remove(model, held_out, drawn, sizes, ways=("keep",), **told, **options)
+        curves[kind], numbers = faithfulness(pd.concat([frame, null[null["order"] != ""]]))
+        by_kind.append(numbers.assign(kind=kind))
+        circuit = one["patching"][:circuit_size(curves[kind], "patching")]
+        worth = minimality(model, held_out, circuit, **told, **options)
+        members.append(worth.assign(kind=kind, size=len(circuit)))
+    kinds = pd.concat(by_kind)
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "random_circuits": orders * len([k for k in sizes if 0 < k < sizes[-1]]),
             "rankings": {m: [head_name(*h) for h in order] for m, order in found.items()},
-            "curves": records(curves), "numbers": records(numbers),
-            "kinds": records(pd.concat(by_kind))}
+            "curves": records(curves["mean"]),
+            "numbers": records(by_kind[0].drop(columns="kind")),
+            "kinds": records(kinds[kinds["order"].isin(["patching", "random"])]),
+            "minimality": records(pd.concat(members))}

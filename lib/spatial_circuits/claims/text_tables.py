@@ -22,7 +22,7 @@ from ..analyses.subspaces import (
     subspace_effects,
 )
 from ..analyses.sweep import effects
-from ..analyses.token_exchange import exchange_tokens
+from ..analyses.token_exchange import exchange_table, exchange_tokens
 from ..data.captions import parse
 from ..data.metrics import METRICS, prompt_set
 from ..data.scenes import RELATIONS
@@ -30,7 +30,7 @@ from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import counterpart, relations_said
 from ..text.wordings import supported
-from .tables import OUTCOMES, metric_means, records, require_obeyed
+from .tables import OUTCOMES, known, metric_means, records, require_obeyed
 
 PROMPT_ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # of every prompt
 WINDOWS = {"steps 0-1": range(0, 2), "steps 2-4": range(2, 5), "steps 5-8": range(5, 9),
@@ -196,12 +196,19 @@ def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iteration
 def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
                  progress: bool = False) -> dict:
     """Which words carry axis and side of the relation: pictures that show the donor's, by the
-    tokens taken from it (chapter 17). Raises ValueError for a prompt without a relation."""
+    tokens taken from it (chapter 17). Raises ValueError for a prompt without a relation.
+
+    "exchange" counts pictures by kind of donor and tokens; "table" has the shares with intervals
+    beside the control, "relations" the same by the donor's relation.
+    """
     frame = exchange_tokens(model, prompts, per_prompt=per_prompt, seed=seed, progress=progress)
     own = frame[frame["kind"] == "own"]
     rows = [{"kind": kind, "tokens": tokens, "axis": int(part["axis"].sum()),
-             "side": int(part["side"].sum()), "found": int(part["unique_binding"].sum()),
-             "pictures": len(part)}
+             "side": int(part["side"].sum()), "kept": int(part["kept"].sum()),
+             "found": int(part["unique_binding"].sum()), "pictures": len(part)}
             for (kind, tokens), part in frame.groupby(["kind", "tokens"], sort=False)]
+    turned = frame[frame["kind"].isin(("opposite", "turned"))]
+    by_relation = exchange_table(turned, ("kind", "tokens", "target"))
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
-            "scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows}
+            "scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows,
+            "table": known(exchange_table(frame)), "relations": known(by_relation)}

@@ -11,6 +11,7 @@ from .options import (
     Count,
     Device,
     EditFile,
+    HeadNames,
     Json,
     Limit,
     LocatorName,
@@ -211,7 +212,35 @@ def _exchange(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption =
     """Which words carry axis and side of the relation (chapter 17)."""
     from ..claims.text_tables import run_exchange
     record = run_exchange(net, prompts, images_per_prompt, seed, progress=True)
-    print(_frame(record["exchange"]).to_string(index=False))
+    told = [r for r in record["table"] if r["kind"] != "own"]
+    _pivot(told, ["kind", "tokens"], "part", "share")
+    return record
+
+
+def _edges(net, prompts, seed: SeedOption = 1, relation: HeadNames = None,
+           readers: HeadNames = None, draws: Count = 1000):
+    """Which component hands the relation to which, and what carries the tag (chapter 11)."""
+    from ..claims.path_tables import run_edges
+    record = run_edges(net, prompts, seed, relation or [], readers or [], draws)
+    print(f"{record['passed']} of {record['count']} edges pass")
+    print(_frame(record["edges"]).head(20).round(4).to_string(index=False))
+    for one in record["readers"]:
+        print(f"\nto the query of {one['reader']}:")
+        print(_frame(one["ways"]).round(3).to_string(index=False))
+    return record
+
+
+def _fused(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1,
+           tokens: Annotated[list[str] | None, typer.Option(
+               metavar="ROLE ...", help="default: shape2 relation")] = None,
+           draws: Count = 100):
+    """Which heads read the relation from a token, and what they turn alone (chapter 16)."""
+    from ..claims.path_tables import run_fused
+    chosen = tuple(tokens or ("shape2", "relation"))
+    record = run_fused(net, prompts, images_per_prompt, seed, chosen, draws, progress=True)
+    for one in record["readings"]:
+        print(f"{one['tokens']}: {', '.join(row['name'] for row in one['found'])}")
+        print(_frame(one["turned"]).round(3).to_string(index=False))
     return record
 
 
@@ -230,5 +259,6 @@ ANALYSES = (
     _analysis(_ablate, spread=True), _analysis(_circuit, spread=True),
     _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
     _analysis(_factors), _analysis(_arithmetic, limit=22),
-    _analysis(_subspaces, limit=66), _analysis(_robustness), _analysis(_exchange, limit=44),
+    _analysis(_subspaces, limit=66), _analysis(_robustness), _analysis(_exchange, limit=88),
+    _analysis(_edges, spread=True, limit=32), _analysis(_fused, limit=32),
 )

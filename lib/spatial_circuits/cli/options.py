@@ -10,6 +10,8 @@ Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is cuda if possible")]
 EditFile = Annotated[Path | None, typer.Option("--edit", metavar="FILE",
                                                help="draw under the interventions of this file")]
+HeadNames = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
+                                                     help="default: the circuit's")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
                                               help="write the table to this file")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]
