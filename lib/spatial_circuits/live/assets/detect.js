@@ -18,8 +18,10 @@
       }
       for (let i = 0; i < on.length; i++) {
         if (!on[i] || done[i]) continue;
-        const filled = blob(on, i, side);                           // with its holes; what lies in them is no blob of its own
-        filled.forEach((inside, k) => { if (inside) done[k] = 1; });
+        const own = flood([i], (k) => on[k], side, 8, done);
+        if (boxOf(own, side) < minArea) continue;
+        const filled = withHoles(own, side);
+        filled.forEach((inside, k) => { if (inside) done[k] = 1; }); // what lies in a hole is no blob of its own
         const { area, center } = moments(filled, side);
         if (area >= minArea) found.push({ area, center, color: mean(pixels, filled, on), shape: shapeOf(filled, side) });
       }
@@ -27,27 +29,37 @@
     return found;
   };
 
-  // pixels that can be reached from some, by steps to 4 or 8 neighbours, through those that are open
-  function reached(from, open, side, neighbours) {
-    const seen = new Uint8Array(side * side), waiting = from.filter((i) => open(i));
-    for (const i of waiting) seen[i] = 1;
-    while (waiting.length) {
-      const i = waiting.pop(), x = i % side, y = (i - x) / side;
-      for (let dy = -1; dy <= 1; dy++)
-        for (let dx = -1; dx <= 1; dx++) {
-          const k = i + dy * side + dx, across = x + dx >= 0 && x + dx < side && y + dy >= 0 && y + dy < side;
-          if (!across || seen[k] || !open(k) || (neighbours === 4 && dx && dy)) continue;
-          seen[k] = 1;
-          waiting.push(k);
-        }
+  // The pixels that can be reached from some, by steps to 4 or 8 neighbours, through those that are open; `seen` takes note of them.
+  function flood(from, open, side, neighbours, seen) {
+    const found = [];
+    const visit = (i) => {
+      if (seen[i] || !open(i)) return;
+      seen[i] = 1;
+      found.push(i);
+    };
+    from.forEach(visit);
+    for (let at = 0; at < found.length; at++) {
+      const i = found[at], x = i % side, y = (i - x) / side;
+      for (let dy = y > 0 ? -1 : 0; dy <= (y + 1 < side ? 1 : 0); dy++)
+        for (let dx = x > 0 ? -1 : 0; dx <= (x + 1 < side ? 1 : 0); dx++)
+          if (neighbours === 8 || !dx || !dy) visit(i + dy * side + dx);
     }
-    return seen;
+    return found;
   }
 
-  function blob(on, start, side) {
-    const own = reached([start], (i) => on[i], side, 8);
+  // area of the box around the centres of some pixels
+  function boxOf(own, side) {
+    const [xs, ys] = [own.map((i) => i % side), own.map((i) => Math.floor(i / side))];
+    return (Math.max(...xs) - Math.min(...xs)) * (Math.max(...ys) - Math.min(...ys));
+  }
+
+  // 1 for the pixels of a blob and of its holes
+  function withHoles(own, side) {
+    const blob = new Uint8Array(side * side), outside = new Uint8Array(side * side);
+    for (const i of own) blob[i] = 1;
     const edge = Array.from({ length: side }, (_, k) => [k, side * (side - 1) + k, side * k, side * k + side - 1]).flat();
-    return reached(edge, (i) => !own[i], side, 4).map((outside) => 1 - outside);
+    flood(edge, (i) => !blob[i], side, 4, outside);
+    return outside.map((reached) => 1 - reached);
   }
 
   function moments(filled, side) {
