@@ -70,7 +70,7 @@ def test_the_network_does_under_an_edit_what_the_model_does(halved, exported, in
     if edit == "added":
         inputs["added"][1] = torch.randn(64, 16, generator=torch.Generator().manual_seed(2))
     hooks, write = EDITS[edit]
-    reader = Patterns(None)
+    reader = Patterns([(i, j) for i in range(2) for j in range(2)])
     with torch.no_grad(), hooked(halved, *hooks(inputs), reader) as session:
         session.at(0)
         wanted = predict(halved, inputs["latents"], inputs["timestep"], inputs["text"], inputs["mask"])

@@ -61,6 +61,8 @@
     const usual = { model: names[0], beside: "", text: data.prompt, seed: data.seed, steps: 14, guidance: 4.5 };
     let state = live.fromAddress(location.hash.startsWith("#live") ? location.hash : "", usual, names), turn = 0, shown = [];
 
+    live.shown = () => shown;
+
     // what stands on the page
     const said = make("output", { class: "said", "aria-live": "polite" }), say = (text) => { said.textContent = text; };
     const row = (...parts) => make("div", { class: "controls" }, ...parts.flat());
