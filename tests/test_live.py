@@ -5,6 +5,7 @@ import re
 import zlib
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from spatial_circuits.model.noise import Noise
 from spatial_circuits.model.store import load, save_model, verify
 from spatial_circuits.model.transformer import predict
 from spatial_circuits.text.encoders import encoder
+from spatial_circuits.text.random_tokens import FusedTokenEncoder, RandomTokenEncoder
 
 ASSETS = Path(bundle.__file__).parent / "assets"
 
@@ -198,8 +200,6 @@ def test_wrong_input_is_named(offline_runtime, tmp_path, monkeypatch):
 
 
 def test_without_a_runtime_the_page_is_told_why(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     from spatial_circuits.book import sphinx
     monkeypatch.setattr(bundle, "runtime_folder", lambda: runtime.find_npm() and tmp_path)
     monkeypatch.setattr(runtime.shutil, "which", lambda *_, **__: None)
@@ -221,7 +221,7 @@ def test_an_archive_with_another_hash_is_refused(tmp_path):
 def code(chromium):
     """A tab with the page's code for noise, captions and detector."""
     tab = chromium.new_page()
-    for name in ("noise", "captions", "detect"):
+    for name in ("noise", "captions", "detect", "engine"):
         tab.add_script_tag(content=(ASSETS / f"{name}.js").read_text())
     tab.evaluate("said => { spatialCircuits.language = said; }", contents.language())
     yield tab
@@ -249,6 +249,39 @@ def test_sentences_are_parsed_as_in_python(code):
                          "spans": [list(span) for span in wanted.spans]}, sentence
     told = prompt_set("264")[:40]
     assert code.evaluate("all => all.map((t) => spatialCircuits.restated(t, 3))", told) == [restated(t, 3) for t in told]
+
+
+class Neighbours(RandomTokenEncoder):
+    """An encoder of one's own, which a page knows by a table alone: each token carries half of the one before."""
+
+    def encode(self, prompts):
+        batch = super().encode(prompts)
+        batch.embeddings[:, 1:] += batch.embeddings[:, :-1] / 2
+        return batch
+
+
+@pytest.mark.parametrize("made", [RandomTokenEncoder(32), RandomTokenEncoder(32, position=False), FusedTokenEncoder(0.7, 32), Neighbours(32)])
+def test_sentences_are_read_as_in_python(code, made, monkeypatch):
+    sentences = ["red square is above blue circle", "to the left of blue circle is red triangle", "RED square is above the circle", ""]
+    monkeypatch.setattr(contents, "table_sentences", lambda: [*sentences, "a strange one"])
+    text, arrays = contents.text_contents(SimpleNamespace(encoder=made, name="mine"))
+    assert text["kind"] == ("table" if isinstance(made, Neighbours) else "words")
+    raw = {key: np.frombuffer(zlib.decompress(base64.b64decode(a["data"])), a["type"]).tolist() for key, a in arrays.items()}
+    read = """async ([text, raw, sentences]) => {
+      const arrays = Object.fromEntries(Object.entries(raw).map(([key, values]) => [key, {data: Float32Array.from(values)}])), out = [];
+      for (const s of sentences) {
+        const told = await spatialCircuits.encode({name: "mine", dim: 32, text, arrays}, s).catch((error) => error.message);
+        out.push(told.tokens ? {...told, embeddings: Array.from(told.embeddings)} : told);
+      }
+      return out; }"""
+    *found, strange = code.evaluate(read, [text, raw, [*sentences, "red sqare is above blue circle"]])
+    for sentence, told in zip(sentences, found):
+        batch = made.encode([sentence])
+        assert told["tokens"] == batch.tokens[0] and told["roles"] == batch.roles[0]
+        error = torch.tensor(told["embeddings"]).view(-1, 32) - batch.embeddings[0]
+        assert error.abs().max() < (2e-3 if text["kind"] == "table" else 1e-5)
+        assert ("table of 3 sentences" in told["note"]) == (text["kind"] == "table")
+    assert "nearest: “red square is above blue circle”" in strange or "no word “sqare”; nearest known: square" in strange
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,8 @@
       throw new Error(`${name}'s encoder is too large for a page, so it reads here only the training captions and some other wordings of them; nearest: ${close}.`);
     }
     const [start, end] = [text.starts[row], text.starts[row + 1]];
-    return { tokens: text.tokens[row], roles: text.roles[row], embeddings: arrays.sentences.data.slice(start * dim, end * dim), dim, note: "" };
+    return { tokens: text.tokens[row], roles: text.roles[row], embeddings: arrays.sentences.data.slice(start * dim, end * dim), dim,
+      note: `${name}'s encoder is too large for a page; its embeddings come from a table of ${text.sentences.length - 1} sentences.` };
   }
 
   // --- changes ------------------------------------------------------------------------------------------------------------
@@ -115,8 +116,10 @@
   // relation: {to, site, times} or null, graft: {to, text, from} or null}
   live.prepare = async (model, sentence, changes = {}) => {
     const told = await live.encode(model, sentence), row = { ...told, embeddings: told.embeddings.slice(), heads: changes.heads ?? {}, hidden: changes.hidden ?? [], added: null };
-    const { dim, arrays } = model, count = row.tokens.length;
-    if (row.hidden.filter((t) => t < count).length >= count) throw new Error("All words are hidden; leave the model at least one.");
+    const { dim, arrays } = model, count = row.tokens.length, strange = Object.keys(row.heads).find((name) => !live.hasHead(model, name));
+    if (strange) throw new Error(`${model.name} has no head ${strange}; it has L0H0 to L${model.layers - 1}H${model.heads - 1}.`);
+    row.hidden = row.hidden.filter((t) => t < count);
+    if (row.hidden.length >= count) throw new Error("All words are hidden; leave the model at least one.");
     if (changes.graft) {
       const other = await live.encode(model, changes.graft.text), { to, from } = changes.graft;
       if (to >= count || from >= other.tokens.length) throw new Error(`The embedding cannot be exchanged: one of the sentences has no word ${Math.max(to, from) + 1}.`);
@@ -157,6 +160,7 @@
   }
   const headIndex = ({ heads }, name) => { const [layer, head] = name.match(/\d+/g).map(Number); return layer * heads + head; };
   live.headIndex = headIndex;
+  live.hasHead = ({ layers, heads }, name) => { const [layer, head] = name.match(/\d+/g).map(Number); return layer < layers && head < heads; };
 
   // means of heads that give way to their mean, of the recorded step whose time is nearest
   function fillMeans(model, all, mean, time) {

@@ -187,7 +187,7 @@
       } catch (error) {
         if (mine === turn) say(`${error.message}${shown.length ? ` Shown is still: “${shown[0].text}”.` : ""}`);
       } finally {
-        if (mine === turn) root.dataset.drawn = mine;
+        if (mine === turn) root.dataset.drawn = mine;                 // what was asked for last is done
       }
     }
     async function sample(model, list, all, mine) {
@@ -198,7 +198,7 @@
       const found = await live.sample(model, rows, list[0], async (step, guesses) => {
         sampling += performance.now() - last;
         const start = performance.now();
-        say(`${model.name}: step ${step + 1} of ${state.steps}.`);
+        stepSaid.textContent = `${model.name}: step ${step + 1} of ${state.steps}`;
         if (2 * decoding < sampling && step < state.steps - 1) {      // as many as there is time for
           for (const [i, guess] of guesses.entries()) paint(canvases[i], await live.picture(model, guess));
           decoding += performance.now() - start;
@@ -253,7 +253,7 @@
     async function arrange() {
       const [main] = shown, { model, run } = main;
       if (state.word === null || state.word >= run.tokens.length) state.word = roleToken(main);
-      if (state.head === null || live.headIndex(model, state.head) >= model.layers * model.heads) state.head = headName(model, looking(main, state.word));
+      if (state.head === null || !live.hasHead(model, state.head)) state.head = headName(model, looking(main, state.word));
       slider.max = state.steps;
       const nodes = run.tokens.map((token, t) => {
         const colour = data.roleColours[run.roles[t]], node = button(token, () => {});
