@@ -21,6 +21,7 @@ from spatial_circuits.analyses.circuit import heads_by_attention
 from spatial_circuits.analyses.heads import head_name, parse_head
 from spatial_circuits.book.explorer import (
     Figure,
+    LiveModel,
     circuit_figure,
     compare_circuits,
     explorer,
@@ -50,13 +51,29 @@ heads = {model: members(model, nets[model])}
 benches = {model: Workbench(nets[model], heads[model]["relation"])}
 
 # %% [markdown]
+# ## The model in your hands
+#
+# The next figure is not a recording. It is the model: the button fetches its weights, some 14 MB, and from then on it draws
+# in this page, without a kernel, a server or a network. Type a sentence or compose one; choose a head and switch it off, scale
+# it or put its mean in its place; hide words, write another relation in, take a word's embedding from another sentence. The
+# pictures from the same noise, intact and changed, stand side by side with the detector's verdicts. The noise of a seed is
+# that of Python: what you find here, the library finds too. The address keeps what you see: a finding can be sent as a link.
+#
+# - *Add one word.* Choose a second model beside the first, then add "the": which of the two still places the objects as told?
+# - *Take a head away.* The heads of the circuit (chapter 11) are underlined. Which other head can the model spare?
+# - *Exchange a word.* Take "above" from a sentence that says "below". In which model do the objects follow it?
+
+# %%
+LiveModel(prompts[0], seed)
+
+# %% [markdown]
 # ## With a kernel
 #
 # The next cell makes controls in JupyterLab (`make lab`): compose a prompt or type one, pick model, seed, layer, head, word
 # and step; switch heads off, hide words, write another relation into the residual stream or into a word. An answer takes
 # about a second.
 #
-# > *Reading a page?* It has no kernel, so the controls are left out. The figure below needs none.
+# > *Reading a page?* It has no kernel, so these controls are left out. The figures above and below need none.
 
 # %% tags=["remove-output"]
 Explorer(model, prompts[0], seed)

@@ -9,6 +9,7 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # several at a time 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+USERS_CACHE = os.environ.get("SPATIAL_CIRCUITS_CACHE")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -24,6 +25,17 @@ def scene_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPATIAL_CIRCUITS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def users_cache():
+    """A function that lets a patch put back the user's own cache: for exports of shipped models, which take minutes."""
+    def use(patch: pytest.MonkeyPatch) -> None:
+        if USERS_CACHE is None:
+            patch.delenv("SPATIAL_CIRCUITS_CACHE", raising=False)
+        else:
+            patch.setenv("SPATIAL_CIRCUITS_CACHE", USERS_CACHE)
+    return use
 
 
 @pytest.fixture(scope="session")

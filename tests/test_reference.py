@@ -8,7 +8,7 @@ from spatial_circuits.book import sphinx
 
 PAGE = (Path(__file__).resolve().parents[1] / "book" / "reference.md").read_text()
 LAYERS = ("files", "caches", "parameters", "data", "text", "model", "training", "hooks", "analyses", "claims",
-          "book", "cli")
+          "live", "book", "cli")
 
 
 def listed() -> list[str]:

@@ -14,14 +14,16 @@ PAGES = toc(BOOK)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(tmp_path_factory, users_cache) -> Path:
     """The built book; a warning of the build is an error."""
     folder = tmp_path_factory.mktemp("site")
     for file in TOP.glob("_*.yml"):
         (folder / file.name).write_bytes(file.read_bytes())
     copytree(TOP / "_static", folder / "_static")
     copytree(BOOK, folder / "book", ignore=ignore_patterns("*.partial.ipynb", ".*"))
-    return build_pages(folder).parent
+    with pytest.MonkeyPatch.context() as patch:
+        users_cache(patch)
+        return build_pages(folder).parent
 
 
 class Page(HTMLParser):

@@ -31,7 +31,7 @@ from .figures import ROLE_COLORS
 from .head_figures import CIRCUIT_COLORS
 from .recording import SAID, Change, Recording, Workbench, decoded, record, role_ramps
 
-_KINDS = ("explorer", "circuit")
+_KINDS = ("explorer", "circuit", "live")
 CIRCUIT_STAGES = ("words", "relation heads look", "they leave a tag", "object heads read it",
                   "picture")
 _READ_FROM = {"relation": "the relation word", "shape2": "the second shape's word"}
@@ -246,3 +246,22 @@ class Figure:
 
     def __repr__(self) -> str:
         return f"Interactive figure: {self.alt}"
+
+
+class LiveModel(Figure):
+    """A model that runs in the page: its controls, and a button that loads it.
+
+    What it loads lies in _static/live of the built pages (see `live.bundle`), or in `base`, a
+    folder beside the page, with a slash at its end. `prompt` and `seed` are those of the first
+    picture.
+    """
+
+    def __init__(self, prompt: str = "red square is above blue circle", seed: int = 1,
+                 base: str | None = None):
+        data = {"kind": "live", "prompt": prompt, "seed": seed, "roleColours": ROLE_COLORS,
+                "memberColours": CIRCUIT_COLORS, "colours": _colour_maps()[:1]}
+        super().__init__(data if base is None else {**data, "base": base},
+                         "The model itself, at work in this page. Nothing is loaded before you ask "
+                         "for it, and nothing leaves your machine. Pictures are those that Python "
+                         "draws from the same sentence and seed.",
+                         "Live model: type a sentence, change the model, watch the picture")

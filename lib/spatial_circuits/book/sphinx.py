@@ -4,7 +4,8 @@ MathJax is copied into the site from the package sphinx-mathjax-offline, of whic
 used here are taken, and the live-code scripts that Jupyter Book adds to every page (Thebe, fetched
 from a CDN, unused here) are left out. Entries of the bibliography can be linked from any page as
 ``bibliography.md#KEY``, which is a plain link in JupyterLab too. The docstrings of the reference
-(sphinx.ext.autodoc) are read as the plain text they are.
+(sphinx.ext.autodoc) are read as the plain text they are. The models that run in a page (`live`) are
+written into _static/live; where they cannot be made, the page says why.
 """
 import re
 import shutil
@@ -29,6 +30,19 @@ def copy_mathjax(app, error: Exception | None) -> None:
             shutil.copytree(source / part, target / part, dirs_exist_ok=True)
         else:
             shutil.copy(source / part, target / part)
+
+
+def write_models(app, error: Exception | None) -> None:
+    """After an HTML build: what live figures load into _static/live, or the reason for its lack."""
+    if error is not None or app.builder.format != "html":
+        return
+    from ..live.bundle import write_absence, write_live
+    folder = Path(app.outdir) / "_static" / "live"
+    try:
+        write_live(folder)
+    except (ValueError, OSError) as problem:
+        write_absence(folder, " ".join(str(problem).split()))
+        print(f"live models: not built: {problem}")
 
 
 def as_rst(app, what: str, name: str, obj, options, lines: list[str]) -> None:
@@ -95,4 +109,5 @@ def setup(app) -> dict:
     app.connect("html-page-context", tidy, priority=900)
     app.connect("env-updated", name_entries)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", write_models)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -14,6 +14,7 @@ from .. import __version__
 from .analyse import ANALYSES
 from .book import RUNNING
 from .draw import DRAWING
+from .live import LIVING
 from .train import TRAINING
 from .zoo import ZOO
 
@@ -28,7 +29,7 @@ SEVERAL = ("--heads", "--when")     # options that take several values: `--heads
 app = typer.Typer(name="spatial-circuits", rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, no_args_is_help=True,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for function in (*TRAINING, *ANALYSES, *DRAWING, *ZOO, *RUNNING):
+for function in (*TRAINING, *ANALYSES, *DRAWING, *LIVING, *ZOO, *RUNNING):
     app.command(function.__name__.strip("_").replace("_", "-"))(function)
 
 

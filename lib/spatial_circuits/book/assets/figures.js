@@ -247,7 +247,48 @@
     root.dataset.ready = "true";
   }
 
-  const kinds = { explorer, circuit };
+  // a live model: nothing but a small index is loaded before it is asked for; the rest are scripts beside the page (package live)
+  async function live(root, data) {
+    const base = data.base ?? `${document.documentElement.dataset.content_root ?? ""}_static/live/`, loaded = new Set();
+    const script = (name) => new Promise((done, fail) => {
+      document.head.append(make("script", { src: base + name, onload: done, onerror: () => fail(new Error(`${name} could not be loaded`)) }));
+    });
+    const said = make("output", { class: "said", "aria-live": "polite" }), bar = make("progress", { "aria-label": "loaded", hidden: "" });
+    root.append(said, bar);
+    root.dataset.ready = "true";
+    await script("index.js").catch(() => {});
+    const index = globalThis.spatialCircuits?.index;
+    if (!index) return said.append("The live model is a part of the built pages (make book); this page has none beside it.");
+    if (index.reason) return said.append(`The live model was not built with this page: ${index.reason}`);
+    const linked = new URLSearchParams(location.hash.startsWith("#live&") ? location.hash.slice(6) : ""), names = Object.keys(index.models);
+    const first = [...index.code, ...index.models[names.includes(linked.get("model")) ? linked.get("model") : names[0]]];
+    const size = (files) => files.reduce((sum, file) => sum + index.sizes[file], 0) / 1e6;
+    async function load(files) {                                    // in order, those that are not there yet
+      const missing = files.filter((file) => !loaded.has(file)), whole = size(missing);
+      for (const [i, file] of missing.entries()) {
+        bar.value = size(missing.slice(0, i)) / whole;
+        said.textContent = `Loading ${file}: ${size(missing.slice(0, i)).toFixed(1)} of ${whole.toFixed(1)} MB.`;
+        await script(file);
+        loaded.add(file);
+      }
+    }
+    const start = make("button", { type: "button", onclick: async () => {
+      start.disabled = true;
+      bar.hidden = false;
+      try {
+        await load(first);
+        bar.hidden = true;
+        await globalThis.spatialCircuits.start(root, data, { make, bytes, drawMap, panel, chooser, radio, ink }, load);
+      } catch (error) {
+        said.textContent = `The live model could not start: ${error.message}`;
+        start.disabled = false;
+      }
+    } }, `${linked.get("text") ? "Open the linked finding" : "Load the live model"} (${size(first).toFixed(1)} MB)`);
+    root.prepend(start);
+    if (linked.get("text")) start.scrollIntoView({ block: "center" });
+  }
+
+  const kinds = { explorer, circuit, live };
   for (const root of document.querySelectorAll(".sc:not([data-started])")) {
     root.dataset.started = "true";
     const data = JSON.parse(root.querySelector("script").textContent);

@@ -1,0 +1,407 @@
+// Page: the controls of a live model. What is asked for lies in `state` and in the address, so that a finding is a link; what was
+// drawn lies in `runs`. `live.start` builds the figure; `kit` are the helpers of the book's other figures.
+(() => {
+  const live = (globalThis.spatialCircuits ??= {});
+  const HOW = { "": "as it is", mean: "off: its mean instead", zero: "off: zeros instead", scale: "scaled" };
+  const SITES = { stream: "into the residual stream", relation: "into the relation word", shape2: "into shape 2's word" };
+  const SAYS = { relation: "the relation word", shape2: "the second shape's word" };
+  const KEPT_RUNS = 8, SEEDS = 2 ** 32;
+  const pause = () => new Promise((done) => setTimeout(done));
+  const number = (text, low, high, otherwise) => {
+    const value = Number(text);
+    return text === null || text === "" || !Number.isFinite(value) ? otherwise : Math.min(high, Math.max(low, value));
+  };
+
+  // --- the address --------------------------------------------------------------------------------------------------------
+
+  live.toAddress = (s) => {
+    const told = { model: s.model, text: s.text, seed: s.seed, steps: s.steps, guidance: s.guidance };
+    if (s.beside) told.beside = s.beside;
+    const heads = Object.entries(s.heads).map(([name, { how, by }]) => `${name}:${how === "scale" ? by : how}`);
+    if (heads.length) told.heads = heads.join(" ");
+    if (s.hidden.length) told.hide = s.hidden.join(" ");
+    if (s.relation) told.relation = `${live.language.relations[s.relation.to]} ${s.relation.site} ${s.relation.times}`;
+    if (s.graft) told.graft = `${s.graft.to} ${s.graft.from} ${s.graft.text}`;
+    if (s.head) told.head = s.head;
+    if (s.word !== null) told.word = s.word;
+    if (s.step !== null) told.step = s.step + 1;
+    return `#live&${new URLSearchParams(told)}`;
+  };
+
+  // a state from an address; what it does not say, or says wrongly, is as in `otherwise`
+  live.fromAddress = (hash, otherwise, names) => {
+    const said = new URLSearchParams(hash.replace(/^#live&?/, "")), get = (key) => said.get(key);
+    const state = { ...otherwise, heads: {}, hidden: [], relation: null, graft: null, beside: "", head: null, word: null, step: null };
+    if (names.includes(get("model"))) state.model = get("model");
+    if (names.includes(get("beside")) && get("beside") !== state.model) state.beside = get("beside");
+    state.text = get("text") ?? state.text;
+    state.seed = Math.floor(number(get("seed"), 0, SEEDS - 1, state.seed));
+    state.steps = Math.floor(number(get("steps"), 1, 40, state.steps));
+    state.guidance = number(get("guidance"), -30, 30, state.guidance);
+    for (const [, name, how] of (get("heads") ?? "").matchAll(/(L\d+H\d+):(\S+)/g))
+      state.heads[name] = how === "mean" || how === "zero" ? { how } : { how: "scale", by: number(how, -4, 4, 1) };
+    state.hidden = [...(get("hide") ?? "").matchAll(/\d+/g)].map((m) => Number(m[0]));
+    const [relation, site, times] = (get("relation") ?? "").split(" "), to = live.language.relations.indexOf(relation);
+    if (to >= 0) state.relation = { to, site: SITES[site] ? site : "stream", times: number(times ?? null, -4, 4, 1) };
+    const graft = /^(\d+) (\d+) (.+)$/.exec(get("graft") ?? "");
+    if (graft) state.graft = { to: Number(graft[1]), from: Number(graft[2]), text: graft[3] };
+    if (/^L\d+H\d+$/.test(get("head") ?? "")) state.head = get("head");
+    if (get("word") !== null) state.word = number(get("word"), 0, 99, null);
+    if (get("step") !== null) state.step = number(get("step"), 1, state.steps, state.steps) - 1;
+    return state;
+  };
+
+  // --- the figure ---------------------------------------------------------------------------------------------------------
+
+  live.start = async (root, data, kit, load) => {
+    const { make, bytes, drawMap, panel, chooser, radio, ink } = kit, { index, language } = live;
+    const names = Object.keys(index.models), opened = {}, runs = new Map(), [viridis] = data.colours.map(bytes);
+    const size = (name) => `${(index.models[name].reduce((sum, f) => sum + index.sizes[f], 0) / 1e6).toFixed(1)} MB`;
+    const open = (name) => (opened[name] ??= load(index.models[name]).then(() => { say(`Making ${name} ready.`); return pause(); }).then(() => live.open(name)));
+    const usual = { model: names[0], beside: "", text: data.prompt, seed: data.seed, steps: 14, guidance: 4.5 };
+    let state = live.fromAddress(location.hash.startsWith("#live") ? location.hash : "", usual, names), turn = 0, shown = [];
+
+    live.shown = () => shown;
+
+    // what stands on the page
+    const said = make("output", { class: "said", "aria-live": "polite" }), say = (text) => { said.textContent = text; };
+    const row = (...parts) => make("div", { class: "controls" }, ...parts.flat());
+    const group = (name, ...parts) => make("fieldset", {}, make("legend", {}, name), ...parts);
+    const field = (label, options, change) => { const input = make("input", { ...options, onchange: () => change(input.value) }); return [make("label", {}, label, input), input]; };
+    const button = (label, press, options = {}) => make("button", { type: "button", onclick: press, ...options }, label);
+    const set = (changes) => { Object.assign(state, changes); return draw(); };
+
+    const [modelLabel, modelSelect] = chooser("Model", names, (i) => set({ model: names[i], beside: state.beside === names[i] ? "" : state.beside, heads: {}, head: null, relation: null }));
+    const besides = () => ["", ...names.filter((n) => n !== state.model)];
+    const [besideLabel, besideSelect] = chooser("Beside it", [], (i) => set({ beside: besides()[i] }));
+    const sentence = make("input", { type: "text", class: "sentence", "aria-label": "sentence", autocomplete: "off", spellcheck: "false" });
+    const form = make("form", { class: "controls", onsubmit: (event) => { event.preventDefault(); tell(sentence.value); } },
+      make("label", { class: "wide" }, "Sentence", sentence), make("button", { type: "submit" }, "Draw"));
+    const parts = [["colour 1", ["", ...language.colors]], ["shape 1", language.shapes], ["relation", language.phrases],
+      ["colour 2", ["", ...language.colors]], ["shape 2", language.shapes]].map(([label, options]) =>
+      make("select", { "aria-label": label, onchange: compose }, ...options.map((o) => make("option", {}, o))));
+    const article = button("", () => tell(toggled(state.text)));
+    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 }, (v) => set({ seed: Math.floor(number(v, 0, SEEDS - 1, state.seed)) }));
+    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: 40, step: 1 }, (v) => set({ steps: Math.floor(number(v, 1, 40, state.steps)), step: null }));
+    const [guidanceLabel, guidanceInput] = field("Guidance", { type: "number", min: -30, max: 30, step: 0.5 }, (v) => set({ guidance: number(v, -30, 30, state.guidance) }));
+
+    const reads = make("p", { class: "title" }), sides = make("div", { class: "sides" });
+    const slider = make("input", { type: "range", min: 1, oninput: () => { state.step = slider.value - 1; show(); address(); } }), stepSaid = make("span", {});
+    const chips = make("div", { class: "chips", role: "radiogroup", "aria-label": "word whose attention is shown" });
+    const headsTitle = make("p", { class: "title" }), heads = make("div", { class: "heads", role: "radiogroup", "aria-label": "head" });
+    let pickHead = () => {}, headButtons = [];
+    const [howLabel, howSelect] = chooser("This head", Object.values(HOW), () => changeHead());
+    const [byLabel, byInput] = field("times", { type: "number", min: -4, max: 4, step: 0.25, value: 0.5 }, () => changeHead());
+    const changedHeads = make("span", { class: "chips" }), hiding = make("span", { class: "chips", role: "group", "aria-label": "words to hide" });
+    const [relationLabel, relationSelect] = chooser("Write in", ["no other relation", ...language.relations.map((r) => r.replace("_", " "))], () => changeRelation());
+    const [siteLabel, siteSelect] = chooser("where", Object.values(SITES), () => changeRelation());
+    const [timesLabel, timesInput] = field("times", { type: "number", min: -4, max: 4, step: 0.25, value: 1 }, () => changeRelation());
+    const [toLabel, toSelect] = chooser("Embedding of", [], () => changeGraft());
+    const [otherLabel, otherInput] = field("taken from the sentence", { type: "text", class: "sentence", spellcheck: "false" }, () => changeGraft());
+    const [fromLabel, fromSelect] = chooser("its word", [], () => changeGraft());
+    otherLabel.className = "wide";
+
+    function compose() {
+      const [c1, s1, phrase, c2, s2] = parts.map((p) => p.value);
+      tell(`${c1} ${s1} is ${phrase} ${c2} ${s2}`.split(/\s+/).filter(Boolean).join(" "));
+    }
+    // the sentence with "the" before its second object, or without it if it is there
+    function toggled(text) {
+      const parsed = live.parse(text), end = parsed.spans.find((span) => span[2] === "relation")?.[1];
+      if (end === undefined) return text;
+      return /^\s+the\b/i.test(text.slice(end)) ? text.slice(0, end) + text.slice(end).replace(/^\s+the\b/i, "") : `${text.slice(0, end)} the${text.slice(end)}`;
+    }
+    function changeHead() {
+      const how = Object.keys(HOW)[howSelect.selectedIndex], next = { ...state.heads };
+      delete next[state.head];
+      if (how) next[state.head] = how === "scale" ? { how, by: number(byInput.value, -4, 4, 0.5) } : { how };
+      set({ heads: next });
+    }
+    function changeRelation() {
+      const to = relationSelect.selectedIndex - 1;
+      set({ relation: to < 0 ? null : { to, site: Object.keys(SITES)[siteSelect.selectedIndex], times: number(timesInput.value, -4, 4, 1) } });
+    }
+    function changeGraft() {
+      const text = otherInput.value.trim(), to = toSelect.selectedIndex - 1, same = state.graft?.text === text && state.graft.to === to;
+      if (text && to >= 0) set({ graft: { to, from: same ? Math.max(0, fromSelect.selectedIndex) : to, text } });
+      else if (state.graft) set({ graft: null });
+      else if (to >= 0) say("Type the sentence that the embedding is taken from.");
+    }
+    // another sentence: words that were chosen or hidden stay so, where they still stand in it
+    function tell(text) {
+      const [old, now] = [state.text, text].map((t) => t.trim().toLowerCase().split(/\s+/));
+      const nth = (words, i) => words.slice(0, i + 1).filter((w) => w === words[i]).length;
+      const moved = (i) => (i >= old.length ? i - old.length + now.length : now.findIndex((w, k) => w === old[i] && nth(now, k) === nth(old, i)));
+      const word = state.word === null ? -1 : moved(state.word), to = state.graft ? moved(state.graft.to) : -1;
+      set({ text, word: word < 0 ? null : word, hidden: state.hidden.map(moved).filter((i) => i >= 0), graft: to < 0 ? null : { ...state.graft, to } });
+    }
+
+    // --- drawing ------------------------------------------------------------------------------------------------------------
+
+    const changed = () => Object.keys(state.heads).length || state.hidden.length || state.relation || state.graft;
+    const changes = () => ({ heads: state.heads, hidden: state.hidden, relation: state.relation, graft: state.graft });
+    function inWords() {
+      const heads = Object.entries(state.heads).map(([name, { how, by }]) => (how === "scale" ? `${name} times ${by}` : `without ${name}`));
+      const tokens = shown[0]?.run?.tokens ?? [], hidden = state.hidden.map((t) => `“${tokens[t] ?? t + 1}” hidden`);
+      const relation = state.relation ? [`${language.relations[state.relation.to].replace("_", " ")} written ${SITES[state.relation.site]}`] : [];
+      const graft = state.graft ? [`“${tokens[state.graft.to] ?? state.graft.to + 1}” taken from “${state.graft.text}”`] : [];
+      return [...heads, ...hidden, ...relation, ...graft].join(", ");
+    }
+    // what is to be seen: pictures of one sentence and one noise, by model and change
+    function wanted() {
+      const base = { text: state.text, seed: state.seed, steps: state.steps, guidance: state.guidance };
+      const list = [{ ...base, name: state.model, changes: {}, told: state.text }];
+      if (changed()) list.push({ ...base, name: state.model, changes: changes(), told: state.relation ? null : state.text });
+      if (state.beside) list.push({ ...base, name: state.beside, changes: {}, told: state.text });
+      return list.map((side) => ({ ...side, key: JSON.stringify([side.name, base, side.changes]) }));
+    }
+
+    async function draw() {
+      const mine = ++turn, began = performance.now();
+      follow();
+      address();
+      try {
+        const list = wanted(), problems = [];
+        for (const name of new Set(list.map((side) => side.name))) {
+          const sidesOf = list.filter((side) => side.name === name && !runs.has(side.key)), model = await open(name);
+          if (mine !== turn) return;
+          if (!sidesOf.length) continue;
+          try {
+            await sample(model, sidesOf, list, mine);
+          } catch (error) {
+            if (name === state.model) throw error;
+            problems.push(error.message);
+          }
+          if (mine !== turn) return;
+        }
+        shown = list.map((side) => ({ ...side, model: null, run: runs.get(side.key) ?? null, problem: problems[0] }));
+        for (const side of shown) side.model = await open(side.name);
+        while (runs.size > KEPT_RUNS) runs.delete(runs.keys().next().value);
+        await arrange();
+        await show();
+        const reading = shown.filter((side) => side.model.reads).map((side) => `${side.name} reads the relation from ${SAYS[side.model.reads]}.`);
+        reads.textContent = [...new Set(reading)].join(" ");
+        const seconds = ((performance.now() - began) / 1000).toFixed(1);
+        say([...shown.map((side) => `${label(side)}: ${side.run ? side.run.outcome : side.problem}.`), ...new Set(shown.map((s) => s.run?.note).filter(Boolean)),
+          problems.length ? "" : `Drawn in ${seconds} s.`].filter(Boolean).join(" "));
+      } catch (error) {
+        if (mine === turn) say(`${error.message}${shown.length ? ` Shown is still: “${shown[0].text}”.` : ""}`);
+      } finally {
+        if (mine === turn) root.dataset.drawn = mine;                 // what was asked for last is done
+      }
+    }
+    async function sample(model, list, all, mine) {
+      const rows = [];
+      for (const side of list) rows.push(await live.prepare(model, side.text, side.changes));
+      const views = frames(all), canvases = list.map((side) => views[all.indexOf(side)].picture.canvas);
+      let sampling = 0, decoding = 0, last = performance.now();
+      const found = await live.sample(model, rows, list[0], async (step, guesses) => {
+        sampling += performance.now() - last;
+        const start = performance.now();
+        stepSaid.textContent = `${model.name}: step ${step + 1} of ${state.steps}`;
+        if (2 * decoding < sampling && step < state.steps - 1) {      // as many as there is time for
+          for (const [i, guess] of guesses.entries()) paint(canvases[i], await live.picture(model, guess));
+          decoding += performance.now() - start;
+        }
+        await pause();
+        last = performance.now();
+        return mine === turn;
+      });
+      if (!found) return;
+      for (const [i, run] of found.entries()) {
+        const side = list[i], told = side.told ?? live.restated(side.text, side.changes.relation.to);
+        const picture = await live.picture(model, run.latents);
+        run.pictures = { [state.steps - 1]: picture };
+        run.outcome = live.outcome(live.verdict(picture.data, picture.width, told)) + (told === side.text ? "" : ` (“${told}”)`);
+        runs.set(side.key, run);
+      }
+    }
+    const paint = (canvas, picture) => { canvas.width = canvas.height = picture.width; canvas.getContext("2d").putImageData(picture, 0, 0); };
+    const label = (side) => (Object.keys(side.changes).length ? `${side.name}, ${inWords()}` : `${side.name}, intact`);
+
+    // a column for each side: its picture over the map of its head
+    let columns = [];
+    function frames(list) {
+      if (columns.length !== list.length) {
+        columns = list.map(() => {
+          const box = make("div", { class: "side" }), picture = panel(box, "picture"), map = panel(box, "attention"), own = make("div", {});
+          box.append(own);
+          return { box, picture, map, own };
+        });
+        sides.replaceChildren(...columns.map((c) => c.box));
+      }
+      return columns;
+    }
+
+    // --- showing what was drawn ---------------------------------------------------------------------------------------------
+
+    // the head that looks most at a token, at the first step
+    const looking = (side, token) => {
+      const { model, run } = side, means = Array.from({ length: model.layers * model.heads }, (_, h) => live.attention(model, run, 0, h, token).reduce((a, b) => a + b, 0));
+      return means.indexOf(Math.max(...means));
+    };
+    const headName = (model, h) => `L${Math.floor(h / model.heads)}H${h % model.heads}`;
+    const roleToken = (side) => Math.max(0, side.run.roles.indexOf(side.model.reads ?? "relation"));
+    // the token of another model's encoder that stands for the word chosen
+    const tokenOf = (side) => {
+      const { tokens, roles } = shown[0].run, own = side.run;
+      if (own.tokens[state.word] === tokens[state.word]) return state.word;
+      return Math.max(0, own.roles.indexOf(roles[state.word]));
+    };
+
+    // after a drawing: chips, heads and menus of the model and sentence at hand
+    async function arrange() {
+      const [main] = shown, { model, run } = main;
+      if (state.word === null || state.word >= run.tokens.length) state.word = roleToken(main);
+      if (state.head === null || !live.hasHead(model, state.head)) state.head = headName(model, looking(main, state.word));
+      slider.max = state.steps;
+      const nodes = run.tokens.map((token, t) => {
+        const colour = data.roleColours[run.roles[t]], node = button(token, () => {});
+        if (colour) { node.style.background = colour; node.style.color = ink(colour); }
+        return node;
+      });
+      chips.replaceChildren(...nodes);
+      radio(nodes, nodes.length, (t) => { state.word = t; show(); address(); })(state.word);
+      hiding.replaceChildren(...run.tokens.map((token, t) => button(token, () => {
+        set({ hidden: state.hidden.includes(t) ? state.hidden.filter((h) => h !== t) : [...state.hidden, t].sort((a, b) => a - b) });
+      }, { "aria-pressed": state.hidden.includes(t) })));
+      if (heads.dataset.model !== model.name) {
+        heads.dataset.model = model.name;
+        heads.style.gridTemplateColumns = `repeat(${model.heads}, 1fr)`;
+        headButtons = Array.from({ length: model.layers * model.heads }, (_, h) => {
+          const member = model.members[headName(model, h)], name = make("span", member ? { class: "member" } : {});
+          if (member) name.style.borderColor = data.memberColours[member] ?? "currentColor";
+          return make("button", { type: "button", title: member ? `${member} head` : null }, make("canvas", { "aria-hidden": "true" }), name);
+        });
+        heads.replaceChildren(...headButtons);
+        pickHead = radio(headButtons, model.heads, (h) => { state.head = headName(model, h); follow(); show(); address(); });
+      }
+      pickHead(live.headIndex(model, state.head));
+      const tokens = run.tokens.map((t, i) => `${i + 1} ${t}`);
+      toSelect.replaceChildren(...["no word", ...tokens].map((t) => make("option", {}, t)));
+      const other = state.graft ? (await live.encode(model, state.graft.text)).tokens : [];
+      fromSelect.replaceChildren(...other.map((t, i) => make("option", {}, `${i + 1} ${t}`)));
+      if (!otherInput.value && live.parse(state.text).relation !== null) otherInput.value = live.restated(state.text, language.reverse[live.parse(state.text).relation]);
+      for (const [i, side] of shown.entries()) {
+        const box = frames(shown)[i].own, foreign = side.model !== model && side.run;
+        box.replaceChildren();
+        if (!foreign) continue;
+        side.head = looking(side, roleToken(side));
+        const all = Array.from({ length: side.model.layers * side.model.heads }, (_, h) => headName(side.model, h));
+        const [headLabel, headSelect] = chooser("its head", all, (h) => { side.head = h; show(); });
+        headSelect.selectedIndex = side.head;
+        box.append(headLabel);
+      }
+      follow();
+    }
+
+    // controls say what the state says
+    function follow() {
+      const parsed = live.parse(state.text), { shapes, colors, phrases } = language;
+      modelSelect.selectedIndex = names.indexOf(state.model);
+      besideSelect.replaceChildren(...besides().map((n) => make("option", {}, n ? `${n} (${opened[n] ? "loaded" : size(n)})` : "nothing")));
+      besideSelect.selectedIndex = besides().indexOf(state.beside);
+      sentence.value = state.text;
+      [colors[parsed.color[0]] ?? "", shapes[parsed.shape[0]], phrases[parsed.phrase], colors[parsed.color[1]] ?? "", shapes[parsed.shape[1]]]
+        .forEach((value, i) => { if (value !== undefined) parts[i].value = value; });
+      article.disabled = parsed.relation === null;
+      article.textContent = toggled(state.text).length < state.text.length ? "Take “the” away" : "Add “the”";
+      [seedInput.value, stepsInput.value, guidanceInput.value] = [state.seed, state.steps, state.guidance];
+      const own = state.heads[state.head];
+      howLabel.firstChild.textContent = state.head ?? "This head";
+      howSelect.selectedIndex = Object.keys(HOW).indexOf(own?.how ?? "");
+      byLabel.hidden = own?.how !== "scale";
+      if (own?.how === "scale") byInput.value = own.by;
+      changedHeads.replaceChildren(...Object.keys(state.heads).map((name) => button(`${name} ×`, () => {
+        const next = { ...state.heads };
+        delete next[name];
+        set({ heads: next });
+      }, { "aria-label": `put ${name} back` })));
+      relationSelect.selectedIndex = state.relation ? state.relation.to + 1 : 0;
+      if (state.relation) { siteSelect.selectedIndex = Object.keys(SITES).indexOf(state.relation.site); timesInput.value = state.relation.times; }
+      toSelect.selectedIndex = state.graft ? state.graft.to + 1 : 0;
+      if (state.graft) { otherInput.value = state.graft.text; fromSelect.selectedIndex = state.graft.from; }
+      undo.disabled = !changed();
+    }
+
+    async function show() {
+      if (!shown.length) return;
+      const step = Math.min(state.step ?? state.steps - 1, state.steps - 1), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
+      slider.value = step + 1;
+      stepSaid.textContent = `${step + 1} of ${state.steps}`;
+      slider.setAttribute("aria-valuetext", stepSaid.textContent);
+      const seen = shown.map((side) => side.run && live.attention(side.model, side.run, step, side.head ?? live.headIndex(side.model, state.head), tokenOf(side)));
+      const top = Math.max(0.01, ...seen.filter(Boolean).flatMap((values) => [...values]));
+      for (const [i, side] of shown.entries()) {
+        const { picture, map } = frames(shown)[i], values = seen[i], { run, model } = side;
+        if (!values) { picture.say(`${label(side)}: ${side.problem}`); map.say(""); continue; }
+        drawMap(map.canvas, values, 0, top, viridis);
+        const most = Math.max(...values), name = side.head === undefined ? state.head : headName(model, side.head);
+        map.say(`${name} to “${run.tokens[tokenOf(side)]}”: most ${Math.round(100 * most)} % at ${place(values.indexOf(most))} (bright is ${Math.round(100 * top)} %)`);
+        const drawn = (run.pictures[step] ??= await live.picture(model, run.guesses[step]));
+        if (mine !== turn) return;
+        paint(picture.canvas, drawn);
+        picture.say(`${label(side)}${step === state.steps - 1 ? "" : `, as expected at step ${step + 1}. In the end`}: ${run.outcome}`);
+      }
+      const side = shown[1]?.name === state.model ? shown[1] : shown[0], maps = headButtons.map((_, h) => live.attention(side.model, side.run, step, h, tokenOf(side)));
+      const brightest = Math.max(...maps.flatMap((m) => [...m]));
+      headsTitle.textContent = `All heads of ${label(side)}, at this step, to “${side.run.tokens[tokenOf(side)]}”. Choose one to see and to change it:`;
+      headButtons.forEach((b, h) => {
+        const name = headName(side.model, h), how = state.heads[name], mean = maps[h].reduce((a, v) => a + v, 0) / maps[h].length;
+        drawMap(b.firstChild, maps[h], 0, brightest, viridis);
+        b.lastChild.textContent = how ? `${name} ${how.how === "scale" ? `×${how.by}` : "off"}` : name;
+        b.setAttribute("aria-label", `${b.lastChild.textContent}, mean ${Math.round(100 * mean)} %`);
+      });
+    }
+
+    // --- keeping --------------------------------------------------------------------------------------------------------------
+
+    function address() {
+      history.replaceState(null, "", live.toAddress(state));
+    }
+    const undo = button("Undo all changes", () => set({ heads: {}, hidden: [], relation: null, graft: null }));
+    const copy = button("Copy link", async () => {
+      try {
+        await navigator.clipboard.writeText(location.href);
+        say("The link is copied. It opens this sentence, noise and change.");
+      } catch {
+        say("The page's address is the link: copy it from the address bar.");
+      }
+    });
+    const save = button("Save picture", () => {
+      const side = 256, gap = 16, wide = columns.length * (side + gap) + gap, canvas = make("canvas", { width: wide, height: side + 3 * gap + 60 }), context = canvas.getContext("2d");
+      context.fillStyle = "white";
+      context.fillRect(0, 0, canvas.width, canvas.height);
+      context.imageSmoothingEnabled = false;
+      context.fillStyle = "black";
+      context.font = "15px sans-serif";
+      context.fillText(`${state.text} (seed ${state.seed})`, gap, 24, wide - 2 * gap);
+      columns.forEach((column, i) => {
+        const x = gap + i * (side + gap);
+        context.drawImage(column.picture.canvas, x, 2 * gap + 4, side, side);
+        context.font = "12px sans-serif";
+        context.fillText(label(shown[i]), x, side + 3 * gap + 12, side);
+        context.fillText(shown[i].run?.outcome ?? "", x, side + 3 * gap + 30, side);
+      });
+      canvas.toBlob((blob) => {
+        const link = make("a", { href: URL.createObjectURL(blob), download: `${state.text.replace(/\W+/g, "-")}-${state.seed}.png` });
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+      });
+    });
+    addEventListener("hashchange", () => {
+      if (!location.hash.startsWith("#live&")) return;
+      state = live.fromAddress(location.hash, usual, names);
+      draw();
+    });
+
+    root.replaceChildren(form, row(make("span", {}, "or compose:"), parts, article), row(modelLabel, besideLabel),
+      row(seedLabel, button("Next seed", () => set({ seed: (state.seed + 1) % SEEDS })), stepsLabel, guidanceLabel), reads, said, sides,
+      row(make("label", {}, "Step", slider), stepSaid), row(make("span", {}, "Attention to"), chips), headsTitle, heads,
+      group("Change a head", row(howLabel, byLabel, changedHeads)), group("Hide words", row(hiding)),
+      group("Another relation", row(relationLabel, siteLabel, timesLabel)), group("Another word's embedding", row(toLabel, otherLabel, fromLabel)),
+      row(undo, copy, save));
+    follow();
+    await draw();
+  };
+})();

@@ -1,0 +1,218 @@
+"""The live model in a browser, from a file with the network off: what it draws is what Python draws."""
+import os
+import time
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+import torch
+
+from spatial_circuits.analyses.heads import parse_head
+from spatial_circuits.book.explorer import LiveModel, outcome
+from spatial_circuits.book.recording import Change, Workbench, decoded, record
+from spatial_circuits.data.metrics import score
+from spatial_circuits.data.scenes import RELATIONS
+from spatial_circuits.live import bundle, runtime
+from spatial_circuits.live.contents import circuit_roles
+from spatial_circuits.model.store import load
+from spatial_circuits.text.counterparts import restated
+
+MODEL, OTHER = bundle.LIVE_MODELS
+PROMPT, SEED = "red square is above blue circle", 1
+PATIENCE = 180_000            # ms; on a quiet machine a picture takes about one second
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, users_cache) -> Path:
+    """The page that `spatial-circuits live` writes; what it is made of is kept from one run of the tests to the next."""
+    try:
+        runtime.find_npm()
+    except OSError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        users_cache(patch)
+        return bundle.write_live(tmp_path_factory.mktemp("site") / "live", page=LiveModel(PROMPT, SEED, base="")._repr_html_()) / "index.html"
+
+
+class Tab:
+    """A tab with the page, and what it complained of."""
+
+    def __init__(self, context, address: str):
+        self.tab, self.said, self.drawn = context.new_page(), [], 0
+        self.tab.on("console", lambda m: self.said.append(m.text) if m.type in ("error", "warning") else None)
+        self.tab.on("pageerror", lambda e: self.said.append(str(e)))
+        self.tab.on("request", lambda r: None if r.url.startswith(("file:", "blob:", "data:")) else self.said.append(r.url))
+        self.tab.goto(address)
+
+    def start(self) -> float:
+        """Ask for the model; seconds until its picture is there."""
+        return self.after(lambda: self.tab.get_by_role("button", name="MB)").click())
+
+    def after(self, act) -> float:
+        """Do something and wait for what it draws; seconds."""
+        before, began = self.tab.evaluate("document.querySelector('.sc').dataset.drawn"), time.perf_counter()
+        act()
+        self.tab.wait_for_function("before => document.querySelector('.sc').dataset.drawn != before", arg=before, timeout=PATIENCE)
+        return time.perf_counter() - began
+
+    def text(self) -> str:
+        return self.tab.locator(".sc output").text_content()
+
+    def captions(self) -> list[str]:
+        return self.tab.locator(".side figure:first-child figcaption").all_text_contents()
+
+    def latents(self) -> list[torch.Tensor]:
+        """Latents [4, 16, 16] of the pictures on the page."""
+        found = self.tab.evaluate("spatialCircuits.shown().map((side) => Array.from(side.run.latents))")
+        return [torch.tensor(x).view(4, 16, 16) for x in found]
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 1000})
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser, page):
+    """A tab in which the model was started, and in how many seconds."""
+    tab = Tab(browser, page.as_uri())
+    tab.seconds = tab.start()
+    yield tab
+    tab.tab.close()
+
+
+@pytest.fixture(scope="module")
+def bench():
+    model = load(MODEL)
+    heads = circuit_roles(model.folder)
+    return Workbench(model, [parse_head(h) for h in heads["relation"]])
+
+
+def agree(tab: Tab, bench: Workbench, prompt: str, change: Change) -> None:
+    """The pictures on the page, intact and changed, are Python's: latents within 1e-3, the same verdicts in words."""
+    wanted = record(bench, [prompt], {"changed": change}, [SEED]).latents[0]
+    found = tab.latents()
+    assert [(a - b).abs().max().item() < 1e-3 for a, b in zip(found, wanted)] == [True, True]
+    assert (found[0] - found[1]).abs().max() > 0.05                        # the change did something
+    told = [prompt, prompt if change.relation is None else restated(prompt, change.relation)]
+    verdicts = [outcome(row) for _, row in score(decoded(bench.model, wanted), told).iterrows()]
+    assert [verdict in caption for verdict, caption in zip(verdicts, tab.captions())] == [True, True], (verdicts, tab.captions())
+
+
+def test_the_first_picture_is_there_and_is_pythons(tab, bench):
+    assert tab.seconds < PATIENCE / 1000
+    found, = tab.latents()
+    wanted = bench.model.latents([PROMPT], [SEED])[0]
+    assert (found - wanted).abs().max() < 1e-3
+    verdict = outcome(next(score(bench.model.vae.decode(wanted[None]), [PROMPT]).iterrows())[1])
+    assert verdict in tab.captions()[0] and verdict in tab.text() and "Drawn in" in tab.text()
+
+
+def test_a_head_is_switched_off_from_the_keyboard(tab, bench):
+    head = circuit_roles(bench.model.folder)["object"][0]
+    tab.tab.get_by_role("radio", name=head).focus()
+    tab.tab.keyboard.press("ArrowRight")
+    tab.tab.keyboard.press("ArrowLeft")
+    seconds = tab.after(lambda: tab.tab.get_by_role("combobox", name=head).select_option("off: its mean instead"))
+    agree(tab, bench, PROMPT, Change(off=[parse_head(head)]))
+    assert f"without {head}" in tab.captions()[1] and seconds < PATIENCE / 1000
+    tab.after(lambda: tab.tab.get_by_role("button", name=f"put {head} back").click())
+    assert len(tab.captions()) == 1
+
+
+def test_a_word_is_hidden(tab, bench):
+    tab.after(lambda: tab.tab.get_by_role("group", name="words to hide").get_by_role("button", name="square").click())
+    agree(tab, bench, PROMPT, Change(hidden=("shape1",)))
+    tab.after(lambda: tab.tab.get_by_role("button", name="Undo all changes").click())
+
+
+@pytest.mark.parametrize("site", ["into the residual stream", "into the relation word"])
+def test_another_relation_is_written_in(tab, bench, site):
+    to = RELATIONS.index("below")
+    tab.after(lambda: tab.tab.get_by_role("combobox", name="Write in").select_option("below"))
+    if "stream" not in site:
+        tab.after(lambda: tab.tab.get_by_role("combobox", name="where").select_option(site))
+    agree(tab, bench, PROMPT, Change(relation=to, site="stream" if "stream" in site else "relation"))
+    tab.after(lambda: tab.tab.get_by_role("button", name="Undo all changes").click())
+
+
+def test_an_embedding_is_taken_from_another_sentence(tab, bench):
+    other = "red square is below blue circle"
+    tab.tab.get_by_role("textbox", name="taken from the sentence").fill(other)
+    tab.after(lambda: tab.tab.get_by_role("combobox", name="Embedding of").select_option("4 above"))
+    batch = bench.model.encoder.encode(["", PROMPT, other])
+    batch.embeddings[1, 3] = batch.embeddings[2, 3]
+    from dataclasses import replace
+
+    from spatial_circuits.text.prepared import Prepared
+    wanted = replace(bench.model, encoder=Prepared(["", PROMPT], batch[[0, 1]])).latents([PROMPT], [SEED])[0]
+    assert (tab.latents()[1] - wanted).abs().max() < 1e-3
+    tab.after(lambda: tab.tab.get_by_role("button", name="Undo all changes").click())
+
+
+def test_an_unknown_word_is_explained_and_the_picture_stays(tab):
+    field = tab.tab.get_by_role("textbox", name="sentence", exact=True)
+    field.fill("red sqare is above blue circle")
+    tab.after(lambda: field.press("Enter"))
+    assert f"{MODEL} has no word “sqare”; nearest known: square" in tab.text() and "Shown is still" in tab.text()
+    field.fill(PROMPT)
+    tab.after(lambda: field.press("Enter"))
+    assert "Drawn in" in tab.text()
+
+
+def test_two_models_draw_the_same_sentence_and_one_more_word_changes_it(tab, bench):
+    tab.after(lambda: tab.tab.get_by_role("combobox", name="Beside it").select_option(index=1))
+    tab.after(lambda: tab.tab.get_by_role("button", name="Add “the”").click())
+    sentence = "red square is above the blue circle"
+    assert tab.tab.get_by_role("textbox", name="sentence", exact=True).input_value() == sentence
+    for name, found, caption in zip((MODEL, OTHER), tab.latents(), tab.captions()):
+        wanted = load(name).latents([sentence], [SEED])[0]
+        assert (found - wanted).abs().max() < 1e-3 and caption.startswith(f"{name}, intact")
+    assert "reads the relation from" in tab.tab.locator(".sc").text_content()
+
+
+def test_a_link_opens_what_was_seen(tab, browser, page):
+    tab.tab.get_by_role("slider").fill("3")
+    address = tab.tab.evaluate("location.href")
+    told = {key: value[0] for key, value in parse_qs(address.split("#live&")[1]).items()}
+    assert told["beside"] == OTHER and told["step"] == "3" and told["text"] == "red square is above the blue circle"
+    again = Tab(browser, address + "&heads=L0H0%3Azero")                         # and a change, written by hand
+    assert "Open the linked finding" in again.tab.get_by_role("button", name="MB)").text_content()
+    again.start()
+    assert len(again.captions()) == 3 and "without L0H0" in again.captions()[1] and "step 3" in again.captions()[0]
+    assert again.said == [] and tab.said == []
+    again.tab.close()
+
+
+def test_the_picture_is_saved_as_png(tab, tmp_path):
+    from PIL import Image
+    with tab.tab.expect_download() as download:
+        tab.tab.get_by_role("button", name="Save picture").click()
+    download.value.save_as(tmp_path / "saved.png")
+    assert Image.open(tmp_path / "saved.png").size[0] == 2 * 256 + 3 * 16
+    assert download.value.suggested_filename == "red-square-is-above-the-blue-circle-1.png"
+
+
+def test_nothing_but_the_index_is_loaded_before_it_is_asked_for(browser, page):
+    context_page, loaded = browser.new_page(), []
+    context_page.on("request", lambda r: loaded.append(os.path.basename(r.url)))
+    context_page.goto(page.as_uri())
+    context_page.get_by_role("button", name="MB)").wait_for()
+    assert loaded == ["index.html", "index.js"]
+    assert sum((page.parent / name).stat().st_size for name in loaded) < 200_000
+    context_page.close()
+
+
+def test_it_is_accessible_and_fits_a_phone(tab):
+    import axe_playwright_python
+    tab.tab.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text())
+    found = tab.tab.evaluate("""async () => (await axe.run({preload: false})).violations.filter((v) => ["serious", "critical"].includes(v.impact))
+      .map((v) => v.id + ": " + v.nodes.map((n) => n.html.slice(0, 120)).join(" | "))""")
+    assert found == []
+    tab.tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.tab.evaluate("document.documentElement.scrollWidth") <= 390
+    small = "[...document.querySelectorAll('.sc :is(select, button, input)')].map((b) => b.getBoundingClientRect()).filter((b) => b.width && (b.height < 16 || b.width < 24)).length"
+    assert tab.tab.evaluate(small) == 0
+    tab.tab.set_viewport_size({"width": 1280, "height": 1000})
