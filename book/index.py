@@ -6,7 +6,8 @@
 # attention heads that do the placing are found and tested. It reproduces, and questions, *Circuit Mechanisms for Spatial
 # Relation Generation in Diffusion Transformers* ([Wang, Fan and Pan, 2026](bibliography.md#wang2026circuit)).
 #
-# > **<a href="18_explorer.html#figure-1">Switch a head off</a>** and see what becomes of the picture, in this browser.<br>
+# > **<a href="18_explorer.html#figure-2">Switch a head off</a>** and see what becomes of the picture, in this browser; or
+# > [run the model itself](#the-model-in-your-hands), below.<br>
 # > **[Take the tour](tour.ipynb)**: a model in eight short steps, fifteen minutes.<br>
 # > **[Run it yourself](how_to.md)**: two commands, two CPU cores, no account.
 
@@ -20,7 +21,7 @@ import torch
 from IPython.display import Markdown
 
 from spatial_circuits.book.claims_grid import ClaimsGrid, grid_rows, standing
-from spatial_circuits.book.explorer import Figure, circuit_figure
+from spatial_circuits.book.explorer import Figure, LiveModel, circuit_figure
 from spatial_circuits.book.figures import Captioned, grid
 from spatial_circuits.book.first_page import (
     more_together,
@@ -79,6 +80,15 @@ Markdown(f"""
    (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
    {line["C10"]} {line["C14"]}
 """)
+
+# %% [markdown]
+# ## The model in your hands
+#
+# Not a recording: the button loads the model's weights into this page, and then it draws what you type. Switch heads off,
+# hide words, set a second model beside the first and add "the". More to try is in [chapter 18](18_explorer.ipynb).
+
+# %% tags=["remove-input"]
+LiveModel(captions(scenes)[0], 1)
 
 # %% [markdown]
 # ## The circuit at work

@@ -7,7 +7,7 @@
 # here is an example and not yet evidence.
 #
 # To run it: `make lab` opens this page in JupyterLab ([how to](how_to.md)). Without a kernel: the
-# <a href="18_explorer.html#figure-1">explorer</a> switches heads off in this browser.
+# <a href="18_explorer.html#figure-2">explorer</a> switches heads off in this browser.
 
 # %% tags=["parameters"]
 model: str = "rte"

@@ -86,8 +86,8 @@ def test_from_the_first_page_a_click_leads_to_a_head_that_is_off(visit, site):
     tab, _ = visit(site / "book" / "index.html")
     tab.get_by_role("link", name="Switch a head off").click()
     tab.wait_for_function("() => [...document.querySelectorAll('.sc')].every((f) => f.dataset.ready)")
-    chosen = tab.locator("#figure-1").get_by_role("combobox", name="Change").locator("option:checked")
-    assert chosen.text_content().startswith("without L") and tab.url.endswith("18_explorer.html#figure-1")
+    chosen = tab.locator("#figure-2").get_by_role("combobox", name="Change").locator("option:checked")
+    assert chosen.text_content().startswith("without L") and tab.url.endswith("18_explorer.html#figure-2")
 
 
 def test_the_first_page_has_an_answer_for_every_claim_and_is_light(visit, site):
