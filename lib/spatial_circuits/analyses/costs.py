@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..data.captions import ROLES
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -68,6 +70,21 @@ def sizes_of(model: Model, height: int | None = None, width: int | None = None) 
               "use_additional_conditions": model.transformer.use_additional_conditions}
     element = next(model.transformer.parameters()).element_size()
     return sizes_of_config(config, tokens, height, width, element)
+
+
+def model_bytes(model: Model) -> dict[str, int]:
+    """Bytes of a loaded model's weights, transformer, VAE and text encoder, and of the decoding of
+    one picture."""
+    encoder: dict[str, Tensor] = getattr(model.encoder, "tensors", dict)()
+    parts = {"transformer": model.transformer.state_dict(), "VAE": model.vae.tensors(),
+             "text encoder": encoder}
+    found = {name: sum(x.numel() * x.element_size() for x in tensors.values())
+             for name, tensors in parts.items()}
+    config, side = model.vae.model.config, model.transformer.config["sample_size"]
+    channels = config["block_out_channels"]
+    pixels = (side * 2 ** (len(channels) - 1)) ** 2
+    element = next(model.vae.model.parameters()).element_size()
+    return {**found, "decoding": decoder_bytes(channels, pixels, element)}
 
 
 def parameters(s: Sizes) -> int:
