@@ -30,6 +30,8 @@ from .max_statistic import head_p
 from .sweep import effects, pictures
 from .synopsis import CLASSES, attention_scores
 
+JUDGED = ("found", "placed", "dx", "dy")
+
 
 class PlaceAttention(WordAttention):
     """Sums attention over the image tokens of each place, too: `total[layer]` [S, H, places, R]."""
@@ -54,7 +56,7 @@ def judge(found: Tensor, said: Sequence[Spatial]) -> pd.DataFrame:
     for both, one, away in zip(found.flatten(2).any(2).all(1).tolist(), said, offset):
         right = both and all(s * v > ALIGN / SIZE for s, v in zip(one.side or (), away) if s)
         rows.append((one.relation, both, float(right) if one.side else float("nan"), *away))
-    return pd.DataFrame(rows, columns=["relation", "found", "placed", "dx", "dy"])
+    return pd.DataFrame(rows, columns=["relation", *JUDGED])
 
 
 def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]],
@@ -80,7 +82,7 @@ def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Seq
         for number, (name, heads) in enumerate(zip(names, where)):
             part = kept(f"{start:06}-{number:04}", _without, model, *drawn, heads, each, locate,
                         role, when, options)
-            columns = {column: values.numpy() for column, values in part.items()}
+            columns = {column: part[column].numpy() for column in JUDGED}
             frame = pd.DataFrame({"relation": [s.relation for s in each], **columns})
             frames.append(frame.assign(prompt=drawn[0], condition=name))
     return pd.concat(frames, ignore_index=True)
@@ -106,7 +108,7 @@ def _without(model: Model, texts: list[str], seeds: list[int], heads: Tensor,
         edit = MaskKeys(mask_of_role(roles, role), heads[None], steps=when)
     latents = run(model, texts, seeds, *([edit] if heads.any() else []), **options)
     frame = judge(locate(model.vae.decode(latents).cpu(), [s.nouns for s in each]), each)
-    return {name: torch.from_numpy(frame[name].to_numpy(copy=True)) for name in frame.columns[1:]}
+    return {name: torch.from_numpy(frame[name].to_numpy(copy=True)) for name in JUDGED}
 
 
 def placed_effects(frame: pd.DataFrame) -> pd.DataFrame:
