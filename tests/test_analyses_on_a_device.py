@@ -16,7 +16,9 @@ from spatial_circuits.analyses import (
     ablation,
     arithmetic,
     attribution,
+    chunks,
     circuit,
+    costs,
     curves,
     edit_files,
     evaluation,
@@ -141,7 +143,9 @@ def anywhere(model):
     found = heatmap.heatmap(model, TOLD, "above", steps=1)
     yield from (found.maps, found.picture)
     checked = self_check.self_check(model, steps=1)
-    assert checked.passed and checked.memory["heatmap"] > 0
+    assert checked.passed and checked.memory["heatmap"] > 0 and checked.rate > 0
+    assert costs.sizes_of(model).places == 64 and min(costs.model_bytes(model).values()) >= 0
+    assert len(chunks.model_identity(model)["transformer"]) == 64
     silent = edit_files.under_edits(model, [edit_files.EditSpec("hide", ["L0H1"], ["above"])])
     yield silent.latents([TOLD], [0], steps=1).cpu()
     yield placed.placed_ablation(model, [TOLD], {"one": [(0, 1)]}, locate.by_detector, steps=1)
