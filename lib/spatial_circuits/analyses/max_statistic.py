@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.captions import ROLES
 from .synopsis import attention_scores
 
-SHUFFLES = 999
+_SHUFFLES = 999
 _CONTENT = [ROLES.index(role) for role in ("colour1", "shape1", "relation", "colour2", "shape2")]
 
 
@@ -36,7 +36,7 @@ def stepdown_p(true: np.ndarray, null: np.ndarray) -> np.ndarray:
     return out
 
 
-def head_p(table: Tensor, held: Tensor, n: int = SHUFFLES, seed: int = 0) -> dict[str, Tensor]:
+def head_p(table: Tensor, held: Tensor, n: int = _SHUFFLES, seed: int = 0) -> dict[str, Tensor]:
     """Corrected p [L, H] of both scores of `attention_scores`, each score a family of its own.
 
     table: "per token" attention [P, L, H, 3, R] of P prompts, 0 for roles that a prompt lacks;

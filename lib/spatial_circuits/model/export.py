@@ -21,7 +21,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from ..text.encoders import complete_record
 from .pipeline import Model
 
-KINDS = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline}
+_KINDS = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline}
 SOLVERS = {"dpm": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler,
            "ddim": DDIMScheduler, "heun": HeunDiscreteScheduler}
 _PIECES = ("▁", "▁a", "▁red", "▁blue", "▁dog", "▁cat", "▁circle", "▁square", "▁is", "▁above",
@@ -35,10 +35,10 @@ def random_pipeline(kind: str = "sigma", scheduler: str = "dpm", size: int = 32,
     """A pipeline with random weights that draws pictures of 8 * size px a side, in which text moves
     the output: a tiny T5 and VAE around a PixArt transformer of the shape asked for.
 
-    kind of KINDS, scheduler of SOLVERS, config as of PixArtTransformer2DModel. ValueError for
-    another.
+    kind: alpha or sigma; scheduler of SOLVERS; config as of PixArtTransformer2DModel. Raises
+    ValueError for another kind or scheduler.
     """
-    for name, known in ((kind, KINDS), (scheduler, SOLVERS)):
+    for name, known in ((kind, _KINDS), (scheduler, SOLVERS)):
         if name not in known:
             raise ValueError(f"{name!r} is unknown; choose from {', '.join(known)}")
     torch.manual_seed(seed)
@@ -55,7 +55,7 @@ def random_pipeline(kind: str = "sigma", scheduler: str = "dpm", size: int = 32,
         caption_channels=16, **config)
     for block in transformer.transformer_blocks:
         normal_(block.attn2.to_out[0].weight, std=0.3)
-    pipe = KINDS[kind](_tokenizer(), coder, vae, transformer, SOLVERS[scheduler]())
+    pipe = _KINDS[kind](_tokenizer(), coder, vae, transformer, SOLVERS[scheduler]())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
