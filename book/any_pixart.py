@@ -262,7 +262,7 @@ for title, (side, tokens) in KNOWN.items():
     decoding = costs.decoder_bytes(vae_channels, (8 * side) ** 2, 2)
     for one in costs.estimates(real, pictures):
         fullest = (weights + max(one.memory, decoding)) / 1e9
-        hours = {f"hours at {rate} T/s": f"{one.operations / rate / 1e12 / 3600:.2g}"
+        hours = {f"hours at {rate} T/s": f"{one.operations / rate / 1e12 / 3600:.3g}"
                  for rate in (5, 50, 200)}
         table.append({"model": title, "analysis": one.analysis, "GB": f"{fullest:.1f}",
                       "forwards": f"{one.forwards:,}", **hours})
