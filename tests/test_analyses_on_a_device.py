@@ -17,7 +17,9 @@ from spatial_circuits.analyses import (
     arithmetic,
     attribution,
     carriers,
+    chunks,
     circuit,
+    costs,
     curves,
     edges,
     edit_files,
@@ -50,7 +52,7 @@ from spatial_circuits.text.counterparts import counterpart, relations_said
 fake = pytest.importorskip("fake_device")
 PROMPTS = prompt_set("264")[:22]
 TOLD = "red square is above blue circle"
-HELPERS = {"snapshots", "memory_of", "edit_hooks"}     # read files, count, make hooks for `under_edits`
+HELPERS = {"snapshots", "memory_of", "model_bytes", "edit_hooks"}     # read files, count, make hooks for `under_edits`
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -174,7 +176,9 @@ def anywhere(model):
     found = heatmap.heatmap(model, TOLD, "above", steps=1)
     yield from (found.maps, found.picture)
     checked = self_check.self_check(model, steps=1)
-    assert checked.passed and checked.memory["heatmap"] > 0
+    assert checked.passed and checked.memory["heatmap"] > 0 and checked.rate > 0
+    assert costs.sizes_of(model).places == 64
+    assert len(chunks.model_identity(model)["transformer"]) == 64
     silent = edit_files.under_edits(model, [edit_files.EditSpec("hide", ["L0H1"], ["above"])])
     yield silent.latents([TOLD], [0], steps=1).cpu()
     yield placed.placed_ablation(model, [TOLD], {"one": [(0, 1)]}, locate.by_detector, steps=1)
@@ -192,6 +196,9 @@ class Draughtsman:
 
     def encode(self, images):
         return torch.zeros(len(images), 4, 16, 16)
+
+    def tensors(self):
+        return {"picture": self.picture}
 
     def decode(self, latents):
         return self.picture.expand(len(latents), -1, -1, -1)

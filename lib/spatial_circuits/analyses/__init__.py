@@ -24,6 +24,9 @@ heatmap     where each head looks at a word, in any model
 locate      where two named things are in a picture: detectors, colours, masks, by one protocol
 edit_files  interventions as JSON, and a model that samples under them
 placed      synopsis and ablation for any model and any two things, in bounded memory
+chunks      finished parts of a long analysis in a folder, so that it goes on after a kill
+max_statistic  which of very many heads tell words apart, corrected by the largest under shuffles
+costs       operations and bytes of a forward and of an analysis, counted from the config
 self_check  do readers tell the truth, leave pictures alone, and what memory do they take
 weight_maps what a head would attend to, from the weights alone: QK and OV maps, ramps
 injection   relations written into the residual stream by hand

@@ -92,4 +92,5 @@ def under_edits(model: Model, edits: Sequence[EditSpec]) -> Model:
         with hooked(model.transformer, *edit_hooks(edits, model, prompts)):
             return plain(prompts, seeds, **options)
     setattr(made, "latents", latents)  # noqa: B010 (a method of this copy alone)
+    setattr(made, "edits", [*getattr(model, "edits", ()), *edits])  # noqa: B010 (for `chunks`)
     return made

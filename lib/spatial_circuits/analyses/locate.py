@@ -1,5 +1,6 @@
 """Locate: where in a picture two named things are. Our detector, colours or a mask given by hand, a
 zero-shot detector of transformers; or any function of one's own that follows `Locator`."""
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -117,3 +118,12 @@ def named_locator(text: str) -> Locator:
         raise ValueError(f"locator {text!r} is unknown; choose detector, model:NAME, "
                          "mask:FILE.npy or colours:NOUN=R,G,B;NOUN=R,G,B")
     return _KINDS[kind](rest)
+
+
+def locator_identity(text: str) -> str:
+    """The text of `named_locator`, with the hash of a mask's file: what a locator's results hang
+    on. OSError for a mask that cannot be read."""
+    kind, _, rest = text.partition(":")
+    if kind != "mask":
+        return text
+    return f"{text} {hashlib.sha256(Path(rest).read_bytes()).hexdigest()}"

@@ -1,9 +1,10 @@
 """Placed: synopsis and ablation for any model and any two things, in memory that does not grow with
-the number of pictures, heads or places.
+the number of pictures, heads or places; finished chunks may be kept (`chunks.Chunks`).
 
 A prompt's things and relation come from `text.parser`, their places from a `locate.Locator`. The
 synopsis draws each picture twice: places are known only when the picture is there, and in the
-second drawing attention is summed over them where it is computed.
+second drawing attention is summed over them where it is computed. Heads are tested by the largest
+score under shuffles (`max_statistic`), which very many of them do not make blind.
 """
 from collections.abc import Mapping, Sequence
 
@@ -20,12 +21,16 @@ from ..hooks.run import run
 from ..model.pipeline import Model
 from ..text.parser import Spatial, read_spatial
 from ..text.roles import mask_of_role, role_table
-from .heads import Head, head_conditions, head_name, heads_of
+from .chunks import Chunks, Part
+from .heads import Head, head_conditions, head_name, heads_of, layers_and_heads
 from .heatmap import WordAttention
 from .intervals import mean_interval
 from .locate import Locator
+from .max_statistic import head_p
 from .sweep import effects, pictures
-from .synopsis import attention_scores
+from .synopsis import CLASSES, attention_scores
+
+JUDGED = ("found", "placed", "dx", "dy")
 
 
 class PlaceAttention(WordAttention):
@@ -51,36 +56,59 @@ def judge(found: Tensor, said: Sequence[Spatial]) -> pd.DataFrame:
     for both, one, away in zip(found.flatten(2).any(2).all(1).tolist(), said, offset):
         right = both and all(s * v > ALIGN / SIZE for s, v in zip(one.side or (), away) if s)
         rows.append((one.relation, both, float(right) if one.side else float("nan"), *away))
-    return pd.DataFrame(rows, columns=["relation", "found", "placed", "dx", "dy"])
+    return pd.DataFrame(rows, columns=["relation", *JUDGED])
 
 
 def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]],
                     locate: Locator, per_prompt: int = 1, seed: int = 1, role: str | None = None,
                     when: Sequence[int] | None = None, chunk: int = 4, progress: bool = False,
-                    **options) -> pd.DataFrame:
+                    chunks: Chunks | None = None, **options) -> pd.DataFrame:
     """Pictures without each set of heads (zero ablation), or with a role's tokens hidden from it:
     the frame of `judge`, plus prompt and condition, "intact" first.
 
-    One condition and `chunk` pictures at a time. Raises ValueError, before sampling, for a prompt
-    without two things, nouns that the locator does not know, and heads out of range.
+    One condition and `chunk` pictures at a time; `chunks` keeps each. Raises ValueError, before
+    sampling, for a prompt without two things, nouns that the locator does not know, heads out of
+    range, and chunks of another run.
     """
-    said = {prompt: read_spatial(prompt) for prompt in prompts}
-    locate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [s.nouns for s in said.values()])
+    said, texts, seeds = _asked(prompts, locate, per_prompt, seed, chunk)
     names, where = head_conditions(model, sets)
-    texts, seeds = pictures(prompts, per_prompt, seed)
+    kept = chunks or Chunks()
+    kept.open("ablate", model, prompts=list(prompts), sets=dict(sets), per_prompt=per_prompt,
+              seed=seed, role=role, when=when, chunk=chunk, options=options)
     frames = []
     for start in tqdm(range(0, len(texts), chunk), desc="ablation", disable=not progress):
         drawn = texts[start:start + chunk], seeds[start:start + chunk]
-        roles = model.encoder.encode(["", *drawn[0]]).roles[1:]
-        for name, heads in zip(names, where):
-            edit: Hook = Ablate(heads[None], steps=when)
-            if role:
-                edit = MaskKeys(mask_of_role(roles, role), heads[None], steps=when)
-            latents = run(model, *drawn, *([edit] if heads.any() else []), **options)
-            each = [said[text] for text in drawn[0]]
-            masks = locate(model.vae.decode(latents).cpu(), [s.nouns for s in each])
-            frames.append(judge(masks, each).assign(prompt=drawn[0], condition=name))
+        each = [said[text] for text in drawn[0]]
+        for number, (name, heads) in enumerate(zip(names, where)):
+            part = kept(f"{start:06}-{number:04}", _without, model, *drawn, heads, each, locate,
+                        role, when, options)
+            columns = {column: part[column].numpy() for column in JUDGED}
+            frame = pd.DataFrame({"relation": [s.relation for s in each], **columns})
+            frames.append(frame.assign(prompt=drawn[0], condition=name))
     return pd.concat(frames, ignore_index=True)
+
+
+def _asked(prompts: Sequence[str], locate: Locator, per_prompt: int, seed: int, chunk: int
+           ) -> tuple[dict[str, Spatial], list[str], list[int]]:
+    """What each prompt says, and prompt and seed of each picture; ValueError for what cannot be."""
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    said = {prompt: read_spatial(prompt) for prompt in prompts}
+    locate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [s.nouns for s in said.values()])
+    return said, *pictures(prompts, per_prompt, seed)
+
+
+def _without(model: Model, texts: list[str], seeds: list[int], heads: Tensor,
+             each: Sequence[Spatial], locate: Locator, role: str | None,
+             when: Sequence[int] | None, options: dict) -> Part:
+    """The columns of `judge` for one chunk without these heads [L, H], the relation aside."""
+    edit: Hook = Ablate(heads[None], steps=when)
+    if role:
+        roles = model.encoder.encode(["", *texts]).roles[1:]
+        edit = MaskKeys(mask_of_role(roles, role), heads[None], steps=when)
+    latents = run(model, texts, seeds, *([edit] if heads.any() else []), **options)
+    frame = judge(locate(model.vae.decode(latents).cpu(), [s.nouns for s in each]), each)
+    return {name: torch.from_numpy(frame[name].to_numpy(copy=True)) for name in JUDGED}
 
 
 def placed_effects(frame: pd.DataFrame) -> pd.DataFrame:
@@ -93,41 +121,63 @@ def placed_effects(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def placed_synopsis(model: Model, prompts: Sequence[str], locate: Locator, per_prompt: int = 1,
-                    seed: int = 1, chunk: int = 4, progress: bool = False, **options
-                    ) -> pd.DataFrame:
+                    seed: int = 1, chunk: int = 4, progress: bool = False,
+                    chunks: Chunks | None = None, **options) -> pd.DataFrame:
     """All heads by both scores of `synopsis.attention_scores`: name, layer, head, score, mean, low,
-    high (95 % over prompts) and images, the number of pictures in which both things were found.
+    high (95 % over prompts), p (`max_statistic.head_p`, corrected for all heads) and images, the
+    number of pictures in which both things were found.
 
-    Raises ValueError as `placed_ablation` does, and if no picture counts.
+    `chunks` keeps each chunk. Raises ValueError as `placed_ablation` does, and if no picture
+    counts.
     """
-    said = {prompt: read_spatial(prompt) for prompt in prompts}
-    locate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [s.nouns for s in said.values()])
-    texts, seeds = pictures(prompts, per_prompt, seed)
-    patch, tables, owners = model.transformer.config["patch_size"], [], []
+    said, texts, seeds = _asked(prompts, locate, per_prompt, seed, chunk)
+    kept = chunks or Chunks()
+    kept.open("synopsis", model, prompts=list(prompts), per_prompt=per_prompt, seed=seed,
+              chunk=chunk, options=options)
+    tables, held, owners = [], [], []
     for start in tqdm(range(0, len(texts), chunk), desc="synopsis", disable=not progress):
         drawn = texts[start:start + chunk], seeds[start:start + chunk]
-        latents = model.latents(*drawn, **options)
-        masks = locate(model.vae.decode(latents).cpu(), [said[text].nouns for text in drawn[0]])
-        grid = [n // patch for n in latents.shape[-2:]]
-        places = interpolate(masks.float(), grid, mode="area").flatten(2)            # [b, 2, N]
-        rest = (1 - places.sum(1, keepdim=True)).clamp_min(0)
-        roles = role_table(model.encoder.encode(["", *drawn[0]]).roles[1:])          # [b, T, R]
-        reader = PlaceAttention(roles, torch.cat([places, rest], 1))
-        counts = masks.flatten(2).any(2).all(1).tolist()
-        if any(counts):
-            run(model, *drawn, reader, **options)
-            total = torch.stack([reader.total[i] for i in sorted(reader.total)], 1).cpu()
-            area = reader.places.cpu().sum(2)[:, None, None, :, None] * len(reader.steps_seen)
-            each = total / area / roles.sum(1)[:, None, None, None]              # [b, L, H, 3, R]
-            tables += [table for table, counted in zip(each.nan_to_num(0, 0, 0), counts) if counted]
-            owners += [text for text, counted in zip(drawn[0], counts) if counted]
+        part = kept(f"{start:06}", _seen, model, *drawn, [said[text].nouns for text in drawn[0]],
+                    locate, options)
+        tables += part["table"][part["found"]]
+        held += part["held"][part["found"]]
+        owners += [text for text, found in zip(drawn[0], part["found"].tolist()) if found]
     if not tables:
         raise ValueError("both things were found in no picture, so that heads cannot be ranked")
+    table = torch.stack(tables)
+    by_prompt = {text: [i for i, owner in enumerate(owners) if owner == text] for text in owners}
+    means = torch.stack([table[rows].mean(0) for rows in by_prompt.values()])
+    p = head_p(means, torch.stack([held[rows[0]] for rows in by_prompt.values()]))
     rows = []
-    for score, values in attention_scores(torch.stack(tables)).items():
+    for score, values in attention_scores(table).items():
         low, high = mean_interval(values.flatten(1).numpy(), owners)
-        ends = zip(heads_of(model), values.flatten(1).mean(0).tolist(), low, high)
+        ends = zip(heads_of(model), values.flatten(1).mean(0).tolist(), low, high,
+                   p[score].flatten().tolist())
         rows += [(head_name(*head), *head, score, *numbers, len(tables)) for head, *numbers in ends]
-    columns = ["name", "layer", "head", "score", "mean", "low", "high", "images"]
+    columns = ["name", "layer", "head", "score", "mean", "low", "high", "p", "images"]
     return pd.DataFrame(rows, columns=columns).sort_values(
         ["score", "mean"], ascending=[False, False], ignore_index=True)
+
+
+def _seen(model: Model, texts: list[str], seeds: list[int], nouns: list[tuple[str, str]],
+          locate: Locator, options: dict) -> Part:
+    """One chunk of b pictures: table [b, L, H, 3, R] attention per token from each place to each
+    role, 0 for a role that the prompt lacks; held [b, R], the roles it has; found [b], both things
+    are in the picture."""
+    latents = model.latents(texts, seeds, **options)
+    masks = locate(model.vae.decode(latents).cpu(), nouns)
+    patch = model.transformer.config["patch_size"]
+    grid = [n // patch for n in latents.shape[-2:]]
+    places = interpolate(masks.float(), grid, mode="area").flatten(2)                # [b, 2, N]
+    rest = (1 - places.sum(1, keepdim=True)).clamp_min(0)
+    roles = role_table(model.encoder.encode(["", *texts]).roles[1:])                 # [b, T, R]
+    held, found = roles.any(1), masks.flatten(2).any(2).all(1)
+    shape = (len(texts), *layers_and_heads(model), len(CLASSES), roles.shape[2])
+    if not found.any():
+        return {"table": torch.zeros(shape), "held": held, "found": found}
+    reader = PlaceAttention(roles, torch.cat([places, rest], 1))
+    run(model, texts, seeds, reader, **options)
+    total = torch.stack([reader.total[i] for i in sorted(reader.total)], 1).cpu()
+    area = reader.places.cpu().sum(2)[:, None, None, :, None] * len(reader.steps_seen)
+    each = total / area / roles.sum(1)[:, None, None, None]                      # [b, L, H, 3, R]
+    return {"table": each.nan_to_num(0, 0, 0), "held": held, "found": found}

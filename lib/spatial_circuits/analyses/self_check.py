@@ -1,40 +1,49 @@
 """Self-check of a loaded model: do readers tell the truth, do they leave the pictures alone, and
-how much memory will an analysis take?"""
-from dataclasses import dataclass
+how much memory and time will an analysis take?"""
+import time
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..data.captions import ROLES
 from ..hooks.core import Call, Reader
 from ..hooks.run import run
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
-from .heads import layers_and_heads
+from .costs import forward_operations, kept_bytes, sizes_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value
 
 
 class KernelError(Reader):
     """Keeps `error`: the largest difference between the explicit pattern times the values and the
-    kernel's output, over that output's largest value."""
+    kernel's output, over that output's largest value; one head's patterns at a time. And `rows` of
+    all forwards together."""
 
     def start(self) -> None:
-        self.error = 0.0
+        self.error, self.rows = 0.0, 0
 
     def read(self, call: Call) -> None:
-        explicit, output = call.pattern @ call.value, call.output
-        difference = (explicit - output).abs().max() / output.abs().max().clamp_min(1e-12)
-        self.error = max(self.error, float(difference))
+        self.rows += len(call.sample) if call.layer == 0 else 0
+        largest = call.output.abs().max().clamp_min(1e-12)
+        for head in range(call.query.shape[1]):
+            own = slice(head, head + 1)
+            mask = call.mask if call.mask is None or call.mask.shape[1] == 1 else call.mask[:, own]
+            one = replace(call, query=call.query[:, own], key=call.key[:, own],
+                          value=call.value[:, own], mask=mask, made=None)
+            difference = (one.pattern @ one.value - call.output[:, own]).abs().max() / largest
+            self.error = max(self.error, float(difference))
 
 
 @dataclass
 class SelfCheck:
-    """What `self_check` found; `memory` in bytes, see `memory_of`."""
+    """What `self_check` found; `memory` in bytes, see `memory_of`; `rate` in operations a second
+    (see `costs`) while it drew, text encoder and scheduler included."""
     pattern_error: float
     tolerance: float
     bit_identical: bool
     memory: dict[str, int]
+    rate: float
 
     @property
     def passed(self) -> bool:
@@ -48,27 +57,16 @@ def self_check(model: Model, prompt: str = "red square is above blue circle", se
     Options as of `model.latents`. Raises ValueError for an option out of range.
     """
     reader = KernelError()
+    read = run(model, [prompt], [seed], reader, steps=steps, **options)      # the slow first time
+    began = time.perf_counter()
     plain = model.latents([prompt], [seed], steps=steps, **options)
-    read = run(model, [prompt], [seed], reader, steps=steps, **options)
+    same, seconds = torch.equal(plain, read), time.perf_counter() - began
+    operations = sum(forward_operations(sizes_of(model, *plain.shape[-2:]), reader.rows).values())
     dtype = next(model.transformer.parameters()).dtype
-    return SelfCheck(reader.error, TOLERANCE[dtype], torch.equal(plain, read),
-                     memory_of(model, plain))
+    return SelfCheck(reader.error, TOLERANCE[dtype], same, memory_of(model, plain),
+                     operations / seconds)
 
 
 def memory_of(model: Model, latents: Tensor, steps: int = STEPS) -> dict[str, int]:
-    """Bytes that readers keep over `steps` forwards, for latents [B, C, h, w] of one batch.
-
-    pattern: one layer's patterns at hand, both branches. patterns: one head, every step, float32.
-    mean outputs: all heads (mean ablation). heatmap: all heads, one word. roles: all heads and
-    roles, every step (the book's synopsis). places: the same summed over three places.
-    """
-    (layers, heads), count = layers_and_heads(model), len(latents)
-    patch, width = model.transformer.config["patch_size"], model.transformer.inner_dim
-    places = latents.shape[-2] // patch * (latents.shape[-1] // patch)
-    tokens = model.encoder.encode([""]).mask.shape[1]
-    every = 2 * steps * layers * heads * len(ROLES)
-    return {"pattern": 2 * count * heads * places * tokens * latents.element_size(),
-            "patterns": 4 * count * steps * places * tokens,
-            "mean outputs": 4 * 2 * steps * layers * places * width,
-            "heatmap": 4 * count * layers * heads * places,
-            "roles": 2 * count * every * places, "places": 2 * count * every * 3}
+    """`costs.kept_bytes` over `steps` forwards, for latents [B, C, h, w] of one batch."""
+    return kept_bytes(sizes_of(model, *latents.shape[-2:]), steps, len(latents))

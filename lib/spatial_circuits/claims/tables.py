@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from ..analyses.ablation import ablate, mask_roles, mean_outputs
+from ..analyses.chunks import Chunks
 from ..analyses.circuit import CIRCUIT_ROLES, find_circuit, shares, tests
 from ..analyses.curves import (
     circuit_size,
@@ -75,14 +76,16 @@ def require_obeyed(model: Model, prompts: Sequence[str], per_prompt: int = 1,
 
 def run_synopsis(model: Model, prompts: Sequence[str], per_prompt: int = 4, seed: int = 1,
                  step: int | str = "mean", progress: bool = False,
-                 locate: Locator | None = None) -> dict:
+                 locate: Locator | None = None, chunks: Chunks | None = None) -> dict:
     """Ranking of all heads by both scores, and how each score's top head attends at every step
     (chapter 6); with a locator, for any model and any two things, the ranking alone, by the mean
-    over steps. Raises ValueError for another step than a number, "mean" or "max"."""
+    over steps, which `chunks` keep. Raises ValueError for another step than a number, "mean" or
+    "max"."""
     if locate is not None:
         if step != "mean":
             raise ValueError(f"step is {step!r}; with a locator it must be mean")
-        table = placed_synopsis(model, prompts, locate, per_prompt, seed, progress=progress)
+        table = placed_synopsis(model, prompts, locate, per_prompt, seed, progress=progress,
+                                chunks=chunks)
         return {"prompts": len(prompts), "images": int(table["images"][0]), "step": step,
                 "heads": records(table)}
     if step not in ("mean", "max") and (not isinstance(step, int) or not 0 <= step < STEPS):
@@ -113,10 +116,11 @@ def run_screen(model: Model, prompts: Sequence[str]) -> dict:
 def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
                heads: Sequence[str] = (), together: bool = False, kind: str | None = None,
                role: str | None = None, when: Sequence[int] | None = None,
-               progress: bool = False, locate: Locator | None = None) -> dict:
+               progress: bool = False, locate: Locator | None = None,
+               chunks: Chunks | None = None) -> dict:
     """What fails without each head (all by default), or without the named ones together; or with a
     role hidden from them (chapter 9). With a locator for any model and any two things, by zero
-    ablation, else by mean ablation where no kind is said.
+    ablation, which `chunks` keep, else by mean ablation where no kind is said.
 
     Raises ValueError for a head, role, step or kind that does not exist.
     """
@@ -133,7 +137,8 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
     head_conditions(model, sets)                                        # refuses heads out of range
     options: dict[str, Any] = {"when": when, "progress": progress}
     if locate is not None:
-        drawn = placed_ablation(model, prompts, sets, locate, per_prompt, seed, role, **options)
+        drawn = placed_ablation(model, prompts, sets, locate, per_prompt, seed, role,
+                                chunks=chunks, **options)
         table = placed_effects(drawn)
     elif role:
         hidden = {name: (role, heads) for name, heads in sets.items()}

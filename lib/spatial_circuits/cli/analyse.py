@@ -8,8 +8,10 @@ import typer
 
 from ..files import check_file, write_json
 from .options import (
+    ChunksFolder,
     Count,
     Device,
+    Dtype,
     EditFile,
     HeadNames,
     Json,
@@ -50,12 +52,14 @@ def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Cal
     if "seed" in signature(run).parameters:
         shared |= {"precise": (Precise, False), "edit": (EditFile, None)}
 
-    def command(context, model, prompts, limit, json, device, prompts_file, precise=True, edit=None,
-                **options) -> None:
+    def command(context, model, prompts, limit, json, device, prompts_file, dtype, precise=True,
+                edit=None, **options) -> None:
         if json:
             check_file(json)
+        if precise and dtype not in (None, "fp32") and "edit" in shared:
+            raise ValueError(f"--precise is fp32; leave it out, or --dtype {dtype}")
         chosen = _first(prompts, limit, spread, prompts_file)
-        net = open_model(model, device, precise, edit)
+        net = open_model(model, device, precise, edit, dtype)
         record = run(net, chosen, **options)
         if json:
             write_json(json, {"model": net.name, "command": context.obj, **record})
@@ -64,7 +68,8 @@ def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Cal
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
     first = [option(name, kind, defaults.get(name, usual))
              for name, (kind, usual) in shared.items()]
-    last = [option("json", Json, None), option("device", Device, "auto")]
+    last = [option("json", Json, None), option("device", Device, "auto"),
+            option("dtype", Dtype, None)]
     context = option("context", typer.Context, Parameter.empty)
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
     whole = signature(command).replace(parameters=[context, *first, *own, *last])
@@ -77,12 +82,12 @@ def _evaluate(
     context: typer.Context, model: Name = "rte", prompts: Prompts = "264",
     images_per_prompt: PerPrompt = 4, seed: SeedOption = 1, limit: Limit = None,
     mode: Annotated[Literal["clean", "paper"], typer.Option(help="detector's mode")] = "clean",
-    json: Json = None, device: Device = "auto",
+    json: Json = None, device: Device = "auto", dtype: Dtype = None,
 ) -> None:
     """Sample and score a model on a prompt set (chapter 5)."""
     if json:
         check_file(json)
-    net, chosen = open_model(model, device), _first(prompts, limit)
+    net, chosen = open_model(model, device, dtype=dtype), _first(prompts, limit)
     from ..analyses.evaluation import evaluate, report
     metrics = report(evaluate(net, chosen, images_per_prompt, seed, mode, progress=True), mode)
     print(f"{net.name}: {len(chosen)} prompts x {images_per_prompt} images, "
@@ -98,25 +103,30 @@ def _evaluate(
 
 def _synopsis(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
              step: Annotated[str, typer.Option(help="a step's number, mean or max")] = "mean",
-             locator: LocatorName = None):
+             locator: LocatorName = None, chunks: ChunksFolder = None):
     """Attention from objects to words, head by head (chapter 6)."""
     from ..claims.tables import run_synopsis
     when = int(step) if step.lstrip("-").isdecimal() else step
-    record = run_synopsis(net, prompts, images_per_prompt, seed, when, progress=True,
-                          locate=_locate(net, locator))
+    located = _locate(net, locator, chunks)
+    record = run_synopsis(net, prompts, images_per_prompt, seed, when, progress=True, **located)
     best = _frame(record["heads"]).groupby("score", sort=False).head(6)
     print(best.round(4).to_string(index=False))
     return record
 
 
-def _locate(net, locator: str | None):
-    """The locator of that name; without one our detector, or None for a model of the book's size,
-    whose analyses need none."""
-    from ..analyses.locate import named_locator
+def _locate(net, locator: str | None, chunks: Path | None) -> dict:
+    """The locator of that name, and the folder of chunks; without a name our detector, or none for
+    a model of the book's size, whose analyses need none. ValueError for chunks then."""
+    from ..analyses.chunks import Chunks
+    from ..analyses.locate import locator_identity, named_locator
     from ..data.scenes import GRID
     if locator is None and net.transformer.config["sample_size"] == 2 * GRID:
-        return None
-    return named_locator(locator or "detector")
+        if chunks:
+            raise ValueError("--chunks is for analyses with a locator; add --locator detector")
+        return {"locate": None}
+    name = locator or "detector"
+    kept = Chunks(chunks, locator=locator_identity(name)) if chunks else None
+    return {"locate": named_locator(name), "chunks": kept}
 
 
 def _screen(net, prompts):
@@ -138,12 +148,12 @@ def _ablate(
                                                 "instead: shape1, relation, ...")] = None,
     when: Annotated[list[int] | None, typer.Option(metavar="STEP ...", help="only at these "
                                                       "sampling steps")] = None,
-    locator: LocatorName = None,
+    locator: LocatorName = None, chunks: ChunksFolder = None,
 ):
     """What fails without each head (chapter 9)."""
     from ..claims.tables import run_ablate
     record = run_ablate(net, prompts, images_per_prompt, seed, heads or [], together, kind, role,
-                        when or None, progress=True, locate=_locate(net, locator))
+                        when or None, progress=True, **_locate(net, locator, chunks))
     _pivot(record["effects"], ["condition"], "metric", "change")
     return record
 

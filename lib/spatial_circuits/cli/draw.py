@@ -5,19 +5,19 @@ from typing import Annotated, Literal
 import typer
 
 from ..files import check_file, writing
-from .options import Count, Device, EditFile, Name, SeedOption, open_model
+from .options import Count, Device, Dtype, EditFile, Name, SeedOption, open_model
 
 
 def _sample(prompt: str, model: Name = "rte", count: Count = 4, seed: SeedOption = 0,
            out: Annotated[Path, typer.Option(help="a PNG file")] = Path("sample.png"),
-           edit: EditFile = None, device: Device = "auto") -> None:
+           edit: EditFile = None, device: Device = "auto", dtype: Dtype = None) -> None:
     """Draw pictures of one prompt, side by side."""
     if not prompt.strip():
         raise ValueError("the prompt is empty; try 'red square is above blue circle'")
     if out.suffix.lower() != ".png":
         raise ValueError(f"{out} must end in .png")
     check_file(out)
-    net = open_model(model, device, edit=edit)
+    net = open_model(model, device, edit=edit, dtype=dtype)
     from PIL import Image
     images = net.images([prompt] * count, list(range(seed, seed + count))).cpu()
     row = images.permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
@@ -32,7 +32,7 @@ def _share(prompt: Annotated[str, typer.Option(help="it must say a relation")] =
            head: Annotated[str | None, typer.Option(help="e.g. L0H0; default: the one with the "
                                                     "largest ramp for the prompt's words")] = None,
            out: Annotated[Path, typer.Option(help="a GIF or WebP file")] = Path("share.gif"),
-           device: Device = "auto") -> None:
+           device: Device = "auto", dtype: Dtype = None) -> None:
     """Write a short film of a denoising, beside where a relation head looks."""
     if out.suffix.lower() not in (".gif", ".webp"):
         raise ValueError(f"{out} must end in .gif or .webp")
@@ -42,7 +42,7 @@ def _share(prompt: Annotated[str, typer.Option(help="it must say a relation")] =
     from ..analyses.heads import parse_head
     chosen = None if head is None else parse_head(head)
     from ..book.share import film, save_film
-    frames = film(open_model(model, device), prompt, seed, chosen)
+    frames = film(open_model(model, device, dtype=dtype), prompt, seed, chosen)
     print(f"wrote {save_film(frames, out)}")
 
 
@@ -63,11 +63,11 @@ def _heatmap(
     model: Name = "rte",
     heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="or all")] = None,
     seed: SeedOption = 0, out: Annotated[Path, typer.Option(help="a folder")] = Path("heatmap"),
-    edit: EditFile = None, device: Device = "auto",
+    edit: EditFile = None, device: Device = "auto", dtype: Dtype = None,
 ) -> None:
     """Where heads look at a word: maps.npy, picture.png, overlay.png, and heads.png with all."""
     check_file(out / "maps.npy")
-    net = open_model(model, device, edit=edit)
+    net = open_model(model, device, edit=edit, dtype=dtype)
     import numpy as np
     from PIL import Image
 
@@ -91,15 +91,30 @@ def _heatmap(
     print(f"wrote maps.npy, picture.png, overlay.png and heads.png to {out}")
 
 
-def _check(model: Name = "rte", device: Device = "auto") -> None:
-    """Do readers of this model tell the truth and change nothing, and what memory do they take?"""
-    net = open_model(model, device)
+def _check(
+    model: Name = "rte", device: Device = "auto", dtype: Dtype = None,
+    pictures: Annotated[int, typer.Option(min=1, help="how many an analysis shall draw")] = 16,
+) -> None:
+    """Do readers of this model tell the truth and change nothing, and what memory and time do
+    analyses take?"""
+    net = open_model(model, device, dtype=dtype)
+    from ..analyses.costs import estimates, model_bytes, sizes_of
     from ..analyses.self_check import self_check
     found = self_check(net)
     print(f"explicit pattern against the kernel: {found.pattern_error:.1e}, at most "
           f"{found.tolerance:.0e}\nbit-identical with a reader: {found.bit_identical}")
     for name, size in found.memory.items():
         print(f"memory of {name}: {size / 2 ** 20:,.1f} MiB")
+    parts = model_bytes(net)
+    for name, size in parts.items():
+        print(f"memory of the {name}: {size / 2 ** 20:,.1f} MiB")
+    print(f"drawing, the device did {found.rate / 1e9:,.1f} billion operations a second; so for "
+          f"{pictures} pictures (a heatmap is one):")
+    for one in estimates(sizes_of(net), pictures):
+        memory = sum(size for name, size in parts.items() if name != "decoding") + max(
+            one.memory, parts["decoding"])
+        print(f"{one.analysis}: {one.forwards:,} forwards, {one.operations:.2e} operations, "
+              f"{one.operations / found.rate:,.1f} s, at most {memory / 2 ** 20:,.1f} MiB")
     if not found.passed:
         raise ValueError(f"{model} does not pass the check; its analyses cannot be trusted")
 

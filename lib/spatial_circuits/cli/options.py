@@ -8,6 +8,11 @@ SEEDS = {"min": -2 ** 31, "max": 2 ** 31 - 1}
 
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is cuda if possible")]
+ChunksFolder = Annotated[Path | None, typer.Option(
+    "--chunks", metavar="FOLDER", help="keep finished chunks there and go on from them; with a "
+    "locator")]
+Dtype = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option(
+    help="number format; default: bf16 where an analysis of our models gains by it, else fp32")]
 EditFile = Annotated[Path | None, typer.Option("--edit", metavar="FILE",
                                                help="draw under the interventions of this file")]
 HeadNames = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
@@ -39,12 +44,22 @@ def torch_device(name: str) -> str:
     return name
 
 
-def open_model(name: str, device: str, precise: bool = True, edit: Path | None = None):
-    """A model on its device, ready to run; fast on request, and under the edits of a file."""
+def open_model(name: str, device: str, precise: bool = True, edit: Path | None = None,
+               dtype: str | None = None):
+    """A model on its device, ready to run, in `dtype`, or fast on request, and under the edits of a
+    file. ValueError, before anything is read, for what the device cannot."""
     place = torch_device(device)
+    from ..model.dtypes import FORMATS, check_dtype, in_dtype
+    if dtype:
+        check_dtype(dtype, place)
     from ..analyses.edit_files import load_edits, under_edits
-    from ..model.store import load
+    from ..model.store import is_pipeline, load
     edits = load_edits(edit) if edit else []
-    net = load(name).to(place)
-    net = net if precise else net.fast()
+    if dtype and is_pipeline(name):
+        net = load(name, dtype=str(FORMATS[dtype]).removeprefix("torch.")).to(place)
+    elif dtype:
+        net = in_dtype(load(name).to(place), dtype)
+    else:
+        net = load(name).to(place)
+        net = net if precise else net.fast()
     return under_edits(net, edits) if edits else net

@@ -39,6 +39,7 @@ from .sampler import GUIDANCE, STEPS, Watcher, initial_noise, ready_scheduler
 from .vae import VAE
 
 PIPELINES = {cls.__name__: cls for cls in (PixArtAlphaPipeline, PixArtSigmaPipeline)}
+PIXELS = 2 ** 20    # decoded at once: a picture of 1,024 px, four of 512
 DTYPES = ("float32", "bfloat16", "float16")
 _PARTS = {"transformer": PixArtTransformer2DModel, "vae": AutoencoderKL,
           "text_encoder": T5EncoderModel}
@@ -51,12 +52,15 @@ class StockVAE(VAE):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch: int = 16) -> Tensor:
-        """latents [B, C, h, w] -> uint8 [B, 3, H, W] on the VAE's device.
+        """latents [B, C, h, w] -> uint8 [B, 3, H, W] on the VAE's device; `batch` pictures at once
+        or as many as PIXELS, at least one.
 
         Raises ValueError for latents whose picture is not finite.
         """
         factor = self.processor.config.vae_scale_factor
-        out = torch.empty(len(latents), 3, *(factor * n for n in latents.shape[2:]))
+        out = torch.empty(len(latents), 3, *(factor * n for n in latents.shape[2:]),
+                          dtype=torch.uint8)
+        batch = max(1, min(batch, PIXELS // out[:1, 0].numel())) if len(out) else batch
         for start in range(0, len(latents), batch):
             z = latents[start:start + batch].to(self.model.device, self.model.dtype)
             x = self.model.decode(z / self.model.config.scaling_factor, return_dict=False)[0]
@@ -65,7 +69,7 @@ class StockVAE(VAE):
                                  "infinity, or more than this precision can")
             unit = torch.from_numpy(self.processor.postprocess(x, output_type="np"))
             out[start:start + batch] = (unit * 255).round().movedim(-1, 1)
-        return out.to(self.model.device, torch.uint8)
+        return out.to(self.model.device)
 
 
 @dataclass

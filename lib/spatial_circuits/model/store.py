@@ -81,7 +81,7 @@ def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = No
     try:
         folder = find_model(name)
     except ValueError as error:
-        if str(name).count("/") != 1 or Path(name).exists():            # OWNER/NAME of the hub
+        if not is_pipeline(name):
             raise
         try:
             return load_pipeline(name, other, dtype)
@@ -103,6 +103,20 @@ def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = No
     decoder = load_vae(vae) if vae is not None else _own_vae(folder)
     return Model(folder.name, transformer.eval().requires_grad_(False), scheduler, encoder, decoder,
                  noise, text, folder)
+
+
+def is_pipeline(name: str | Path) -> bool:
+    """Whether `load` takes it for a diffusers pipeline: a folder that holds one, or OWNER/NAME of
+    the hub that is no model of ours."""
+    if (Path(name) / "model_index.json").is_file():
+        return True
+    if str(name).count("/") != 1 or Path(name).exists():
+        return False
+    try:
+        find_model(name)
+        return False
+    except ValueError:
+        return True
 
 
 def load_vae(name: str | Path | None = None) -> VAE:

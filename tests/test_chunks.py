@@ -1,0 +1,174 @@
+"""Chunks: with them and without the same numbers, each part computed once, also after a kill, and only of one run."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_pixart
+import torch
+
+from spatial_circuits.analyses.chunks import Chunks, model_identity
+from spatial_circuits.analyses.edit_files import EditSpec, under_edits
+from spatial_circuits.analyses.heads import named_heads
+from spatial_circuits.analyses.locate import by_colors, by_mask
+from spatial_circuits.analyses.placed import placed_ablation, placed_synopsis
+from spatial_circuits.cli import main
+from spatial_circuits.model.store import load
+
+PROMPTS = ["a cat on the left of a dog", "a dog is above a red cat", "a cat near a dog"]
+SETS = named_heads([(0, 0), (1, 1)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("stock") / "pipe"
+    tiny_pixart.pipeline(scheduler="euler", size=16, layers=2).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+@pytest.fixture
+def halves():
+    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[0, :, :2] = masks[1, :, 4:] = True
+    return by_mask(masks)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Numbers of pictures, a drawing each."""
+    rows = []
+    from spatial_circuits.model.stock import StockModel
+    plain = StockModel.latents
+    monkeypatch.setattr(StockModel, "latents", lambda self, texts, seeds, **o: rows.append(len(texts)) or plain(
+        self, texts, seeds, **o))
+    return rows
+
+
+def analyse(name, model, locate, chunks=None, seed=3, **options):
+    options = {"chunk": 2, "steps": 2, "per_prompt": 2, "seed": seed, "chunks": chunks, **options}
+    if name == "synopsis":
+        return placed_synopsis(model, PROMPTS, locate, **options)
+    return placed_ablation(model, PROMPTS, SETS, locate, **options)
+
+
+@pytest.mark.parametrize(("name", "drawings"), [("synopsis", 6), ("ablate", 9)])
+def test_chunks_change_nothing_and_are_made_once(name, drawings, model, halves, drawn, tmp_path):
+    wanted = analyse(name, model, halves)
+    assert len(drawn) == drawings
+    for new in (drawings, 0):
+        drawn.clear()
+        pd.testing.assert_frame_equal(analyse(name, model, halves, Chunks(tmp_path, locator="halves")), wanted)
+        assert len(drawn) == new
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) == (3 if name == "synopsis" else 9)
+    parts[1].unlink()
+    drawn.clear()
+    pd.testing.assert_frame_equal(analyse(name, model, halves, Chunks(tmp_path, locator="halves")), wanted)
+    assert len(drawn) == drawings // len(parts)
+
+
+def test_a_picture_without_both_things_counts_after_a_resume_as_before(model, tmp_path):
+    def locate(images, nouns):
+        found = torch.ones(len(images), 2, *images.shape[-2:], dtype=torch.bool)
+        found[::2] = False
+        return found
+    frames = [analyse("synopsis", model, locate, chunks) for chunks in (None, Chunks(tmp_path, locator="odd"), Chunks(tmp_path, locator="odd"))]
+    assert (frames[0]["images"] == 3).all() and frames[0]["p"].between(0, 1).all()
+    for frame in frames[1:]:
+        pd.testing.assert_frame_equal(frame, frames[0])
+
+
+@pytest.mark.parametrize("name", ["synopsis", "ablate"])
+def test_another_run_is_refused_by_what_differs(name, model, halves, tmp_path, monkeypatch):
+    analyse(name, model, halves, Chunks(tmp_path, locator="halves"))
+    other = tiny_pixart.pipeline(scheduler="euler", size=16, layers=2, seed=1)
+    other.save_pretrained(tmp_path.with_name("other"))
+    silent = under_edits(model, [EditSpec("zero", ["L0H0"])])
+    monkeypatch.setattr(type(model), "latents", None)                   # nothing is drawn
+    for made, options, message in (
+            (model, {"seed": 4}, "seed was 3 and is 4"), (model, {"steps": 3}, 'options was {"steps": 2}'),
+            (model, {"chunk": 3}, "chunk was 2 and is 3"), (silent, {}, r"edits was \[\] and is"),
+            (load(tmp_path.with_name("other")), {}, "transformer was")):
+        with pytest.raises(ValueError, match=f"chunks of another run: {message}"):
+            analyse(name, made, halves, Chunks(tmp_path, locator="halves"), **options)
+    with pytest.raises(ValueError, match='locator was "halves" and is "thirds"'):
+        analyse(name, model, halves, Chunks(tmp_path, locator="thirds"))
+    with pytest.raises(ValueError, match="analysis was"):
+        analyse({"synopsis": "ablate", "ablate": "synopsis"}[name], model, halves, Chunks(tmp_path, locator="halves"))
+
+
+def test_what_is_not_ours_or_damaged_is_refused_by_name(model, halves, tmp_path):
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"strange holds 'thesis.txt' and no run.json"):
+        analyse("synopsis", model, halves, Chunks(strange))
+    assert [p.name for p in strange.iterdir()] == ["thesis.txt"]
+    (strange / "thesis.txt").rename(tmp_path / "run.json.0123abcd.partial")       # left by a kill
+    good = Chunks(tmp_path / "good")
+    analyse("synopsis", model, halves, good)
+    part = next((tmp_path / "good").glob("*.safetensors"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is damaged .* remove it, and it is computed anew"):
+        analyse("synopsis", model, halves, good)
+    (tmp_path / "good" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is damaged"):
+        analyse("synopsis", model, halves, good)
+
+
+def test_the_identity_tells_precision_and_scheduler(model, folder):
+    own = model_identity(model)
+    assert own == model_identity(load(folder)) and json.loads(json.dumps(own, default=str))
+    half = model_identity(load(folder, dtype="bfloat16"))
+    assert {k for k in own if own[k] != half[k]} == {"transformer", "vae", "text encoder", "dtype"}
+
+
+@pytest.mark.parametrize("name", ["synopsis", "ablate"])
+def test_a_killed_command_goes_on_where_it_was(name, folder, drawn, tmp_path):
+    prompts, mask, kept = tmp_path / "prompts.txt", tmp_path / "mask.npy", tmp_path / "chunks"
+    prompts.write_text("\n".join(PROMPTS))
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, :, :2] = masks[1, :, 4:] = True
+    np.save(mask, masks)
+    line = [name, "--model", str(folder), "--prompts-file", str(prompts), "--images-per-prompt", "8",
+            "--locator", f"mask:{mask}", "--chunks", str(kept), "--json", str(tmp_path / "out.json")]
+    line += ["--heads", "L0H0", "L1H1"] if name == "ablate" else []
+    process = subprocess.Popen([sys.executable, "-m", "spatial_circuits.cli", *line], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ends = time.time() + 90
+    while len(list(kept.glob("*.safetensors"))) < 2 and process.poll() is None and time.time() < ends:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "out.json").exists()
+    finished = len(list(kept.glob("*.safetensors")))
+    whole = 6 if name == "synopsis" else 18
+    assert 2 <= finished < whole
+    assert main(line) == 0
+    assert len(drawn) == (whole - finished) * (2 if name == "synopsis" else 1)
+    record = json.loads((tmp_path / "out.json").read_text())
+    again = [x for x in line if x not in ("--chunks", str(kept))]
+    again[again.index("--json") + 1] = str(tmp_path / "plain.json")
+    assert main(again) == 0
+    plain = json.loads((tmp_path / "plain.json").read_text())
+    assert {k: v for k, v in record.items() if k != "command"} == {k: v for k, v in plain.items() if k != "command"}
+    masks[:, 0] = False
+    np.save(mask, masks)
+    assert main(line) == 2                                               # another mask under the same name
+
+
+def test_our_models_need_a_locator_for_chunks(tmp_path, capsys):
+    assert main(["synopsis", "--limit", "1", "--chunks", str(tmp_path)]) == 2
+    assert "--chunks is for analyses with a locator; add --locator detector" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no colour is given"):
+        analyse("synopsis", load("rte"), by_colors({}), Chunks(tmp_path / "none", locator="none"))
+    assert not (tmp_path / "none").exists()
