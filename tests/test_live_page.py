@@ -50,9 +50,9 @@ class Tab:
 
     def after(self, act) -> float:
         """Do something and wait for what it draws; seconds."""
-        before, began = self.tab.evaluate("document.querySelector('.sc').dataset.drawn"), time.perf_counter()
+        before, began = self.tab.evaluate("document.querySelector('.sc').dataset.drawn ?? 'nothing'"), time.perf_counter()
         act()
-        self.tab.wait_for_function("before => document.querySelector('.sc').dataset.drawn != before", arg=before, timeout=PATIENCE)
+        self.tab.wait_for_function("before => (document.querySelector('.sc').dataset.drawn ?? 'nothing') !== before", arg=before, timeout=PATIENCE)
         return time.perf_counter() - began
 
     def text(self) -> str:
@@ -102,7 +102,7 @@ def agree(tab: Tab, bench: Workbench, prompt: str, change: Change) -> None:
 
 
 def test_the_first_picture_is_there_and_is_pythons(tab, bench):
-    assert tab.seconds < PATIENCE / 1000
+    assert 0.3 < tab.seconds < PATIENCE / 1000
     found, = tab.latents()
     wanted = bench.model.latents([PROMPT], [SEED])[0]
     assert (found - wanted).abs().max() < 1e-3
