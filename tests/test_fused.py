@@ -128,3 +128,5 @@ def test_shares_by_hand():
     assert np.isnan(found.loc[("side", OTHERS), "p"])
     idle = turned_shares(made({READERS: 0.1, OTHERS: 0.9})).set_index(["part", "heads"])
     assert idle.loc[("side", READERS), "p"] == 1
+    deaf = turned_shares(made({READERS: 0.0, OTHERS: 0.0, EVERY_HEAD: 0.0})).set_index(["part", "heads"])
+    assert deaf["p"].isna().all() and deaf["of_all"].isna().all()       # there is nothing to turn

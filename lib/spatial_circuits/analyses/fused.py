@@ -197,7 +197,7 @@ def turned_shares(frame: pd.DataFrame) -> pd.DataFrame:
     Rows: part, heads, share, low, high (Wilson's 95 % over prompts; for "random" the middle 95 % of
     the sets), of_all (the share of what turns when every head reads the donor's, above what is so
     by no head), prompts and p: sets drawn that turn as many, the readers among them, Holm's
-    correction over the parts; NaN but for the readers.
+    correction over the parts; NaN but for the readers, and where no heads turn anything.
     """
     rows = []
     for kind, part in PARTS_BY_KIND.items():
@@ -212,7 +212,7 @@ def turned_shares(frame: pd.DataFrame) -> pd.DataFrame:
                 else wilson_clusters(cells[name].to_numpy(float))
             of_all = (some - means[NO_HEAD]) / room if room > 0 else np.nan
             rows.append((part, name, float(some), float(low), float(high), float(of_all),
-                         len(cells), p if name == READERS else np.nan))
+                         len(cells), p if name == READERS and room > 0 else np.nan))
     table = pd.DataFrame(rows, columns=["part", "heads", "share", "low", "high", "of_all",
                                         "prompts", "p"])
     return table.assign(p=holm(table["p"].to_numpy()))
