@@ -54,7 +54,7 @@ def test_baselines_are_those_of_the_tables(run):
 def test_a_circuit_counts_a_head_once():
     tables = {"circuit": {"heads": 24, "circuit": {"relation": ["L0H0", "L1H1"], "object": ["L1H1"]},
                           "tests": {"loose": [{"condition": "circuit alone", "mean": 0.9, "low": 0.8, "high": 1.0}]}}}
-    assert challenges.circuit_size(tables) == "2 of 24 heads keep 0.90 [0.80, 1.00]"
+    assert challenges.heads_kept(tables) == "2 of 24 heads keep 0.90 [0.80, 1.00]"
 
 
 @pytest.mark.parametrize("losses, said", [((0.1, 0.2, 0.3), "1.00 over 3 heads"), ((0.3, 0.2, 0.1), "-1.00 over 3 heads")])

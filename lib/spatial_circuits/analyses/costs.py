@@ -14,7 +14,7 @@ from ..data.captions import ROLES
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 
-READERS = ("words", "places", "pattern")
+READER_KINDS = ("words", "places", "pattern")
 _TIME = 256       # channels of diffusers' sinusoidal time embedding
 
 
@@ -121,8 +121,8 @@ def reading_operations(s: Sizes, reader: str, rows: int = 2, layers: int | None 
     same for all roles, summed over three places (`placed_synopsis`). pattern: whole patterns.
     Raises ValueError for another reader.
     """
-    if reader not in READERS:
-        raise ValueError(f"reader {reader!r} is unknown; choose from {', '.join(READERS)}")
+    if reader not in READER_KINDS:
+        raise ValueError(f"reader {reader!r} is unknown; choose from {', '.join(READER_KINDS)}")
     n, t, depth = s.places, s.tokens, s.layers if layers is None else layers
     groups = {"words": 1, "places": len(ROLES), "pattern": 0}[reader]
     scores = 2 * rows * n * t * s.width

@@ -65,7 +65,7 @@ def weights_against_effects(tables: Tables) -> str:
     return f"{found.statistic:.2f} over {len(both)} heads (p = {found.pvalue:.3f})"
 
 
-def circuit_size(tables: Tables) -> str:
+def heads_kept(tables: Tables) -> str:
     """Heads in the circuit, and the share of the relation that they keep alone."""
     circuit = tables["circuit"]
     members = {h for heads in circuit["circuit"].values() for h in heads}
@@ -111,7 +111,7 @@ CHALLENGES = (
               ("screen", "ablation"), ABLE, weights_against_effects),
     Challenge("Fewer heads: how small a circuit keeps the relation alone?",
               "at least .95 with an eighth of the heads", "spatial-circuits circuit",
-              "[11](11_circuit.ipynb)", ("circuit",), ABLE, circuit_size),
+              "[11](11_circuit.ipynb)", ("circuit",), ABLE, heads_kept),
     Challenge("Which word: what, known before training, tells whether a run will read the relation "
               "word or the second shape?",
               "right for nine of ten new runs, more than the commoner answer",
