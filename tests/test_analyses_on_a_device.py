@@ -154,10 +154,12 @@ def wired(model):
     yield exact_edges.exact_edges(model, few, chosen, **options)
     table = pd.DataFrame(chosen, columns=["sender", "receiver"]).assign(score=range(5), alone=range(5))
     yield exact_edges.check_edges(model, few, table, 3, **options)[0]
-    assert edges.paired(model, few, "relation", None, 2, 2, 1).clean.shape[0] == 2
     assert wires.senders(model)[0] == "L0S0"
-    with wires.watched(model):
-        pass
+    with wires.watched(model) as (opened, session):
+        pairs = edges.paired(model, few, "relation", None, 2, 2, 1)
+        number, latents, time = pairs.trace[0]
+        pairs.run(number, session, latents, time, pairs.clean)
+        yield opened.writes().cpu()
     relation, reader = [(0, 1)], (1, 0)
     assert carriers.between(model, relation, reader) == ["L0MLP", "L1S0", "L1S1"]
     yield carriers.tags(model, few, relation, reader, {"": [], "MLP": ["L0MLP"]}, **options)

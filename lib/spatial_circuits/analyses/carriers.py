@@ -96,7 +96,9 @@ def _queries(pairs: Pairs, i: int, x: Tensor, t: Tensor, relation: Sequence[Head
             hooks.append(Patch(other, spread(masks, count), kind=kind, branch="cond"))
     mlps = torch.zeros(conditions, layers_and_heads(pairs.model)[0], dtype=torch.bool)
     for row, components in enumerate(sets, _RUNS):
-        mlps[row, [position(c) // 3 for c in components if kind_of(c) == "mlp"]] = True
+        for component in components:
+            if kind_of(component) == "mlp":
+                mlps[row, position(component) // 3] = True
     text = torch.stack([pairs.clean, *[pairs.other] * (conditions - 1)], 1).flatten(0, 1)
     one = replace(pairs, mask=pairs.mask.repeat_interleave(conditions, 0))
     with watched(pairs.model, *hooks) as (wires, session), \
