@@ -172,12 +172,12 @@ def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
     tab, _ = visit(site / "book" / "18_explorer.html")
     nb = notebooks.load_notebook(BOOK / "18_explorer.ipynb")
     htmls = [o.data["text/html"] for c in nb.cells for o in c.get("outputs", []) if 'class="sc"' in str(o.get("data", {}).get("text/html", ""))]
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', htmls[0], re.S)[1].replace("<\\/", "</"))
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', htmls[1], re.S)[1].replace("<\\/", "</"))
     P, C, S, L, H, R = data["shape"]
     heads = [h for h in data["conditions"] if h.startswith("without")]
-    assert P >= 16 and C == 2 + len(data["members"]) == 2 + len(heads) and len(htmls) == 2
+    assert P >= 16 and C == 2 + len(data["members"]) == 2 + len(heads) and len(htmls) == 3    # the first is the live model
     values = unpacked(data["attention"], (*data["shape"], 8, 8))
-    figure = tab.locator(".sc").first
+    figure = tab.locator(".sc").nth(1)
     figure.get_by_role("combobox", name="Prompt").select_option(index=3)
     figure.get_by_role("combobox", name="Change").select_option(index=C - 1)
     figure.get_by_role("radio", name=f"L{L - 1}H{H - 1}").click()
