@@ -18,7 +18,9 @@ is s; what reaches its query straight adds up to 1, since queries read the strea
 
 The null asks whether a sender's change fits this prompt's receiver better than the change of
 another prompt does: the pairing of changes and gradients is permuted over prompts, and the best of
-all edges kept, each in units of its own null, so that p is corrected for the number of edges.
+all edges kept, each in units of its own null, so that p is corrected for the number of edges. An
+edge that hands on the relation alone, alike for all prompts that say it, fits many other prompts as
+well: its z is at most the root of the number of prompts, and takes some forty to pass.
 """
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

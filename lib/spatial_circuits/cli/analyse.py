@@ -270,5 +270,5 @@ ANALYSES = (
     _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
     _analysis(_factors), _analysis(_arithmetic, limit=22),
     _analysis(_subspaces, limit=66), _analysis(_robustness), _analysis(_exchange, limit=88),
-    _analysis(_edges, spread=True, limit=32), _analysis(_fused, limit=32),
+    _analysis(_edges, spread=True, limit=64), _analysis(_fused, limit=32),
 )
