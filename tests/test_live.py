@@ -199,8 +199,8 @@ def test_wrong_input_is_named(offline_runtime, tmp_path, monkeypatch):
 
 def test_without_a_runtime_the_page_is_told_why(tmp_path, monkeypatch):
     from spatial_circuits.book import sphinx
-    monkeypatch.setattr(bundle, "runtime_folder", lambda: runtime.find_npm() and tmp_path)
-    monkeypatch.setattr(runtime.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setenv("PATH", str(tmp_path))                              # no npm there
+    monkeypatch.setenv("SPATIAL_CIRCUITS_CACHE", str(tmp_path / "cache"))
     sphinx.write_models(SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path), None)
     said = script(tmp_path / "_static" / "live" / "index.js")["index"]
     assert list(said) == ["reason"] and "npm is missing: install Node.js" in said["reason"]

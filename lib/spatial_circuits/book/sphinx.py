@@ -9,6 +9,8 @@ written into _static/live; where they cannot be made, the page says why.
 """
 import re
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,16 +35,20 @@ def copy_mathjax(app, error: Exception | None) -> None:
 
 
 def write_models(app, error: Exception | None) -> None:
-    """After an HTML build: what live figures load into _static/live, or the reason for its lack."""
+    """After an HTML build: what live figures load into _static/live, or the reason for its lack.
+
+    In a process of its own, since autodoc changes the defaults of the functions that it documents.
+    """
     if error is not None or app.builder.format != "html":
         return
-    from ..live.bundle import write_absence, write_live
+    from ..live.bundle import write_absence
     folder = Path(app.outdir) / "_static" / "live"
-    try:
-        write_live(folder)
-    except (ValueError, OSError) as problem:
-        write_absence(folder, " ".join(str(problem).split()))
-        print(f"live models: not built: {problem}")
+    command = [sys.executable, "-m", "spatial_circuits.cli", "live", "--out", str(folder)]
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        reason = (made.stderr.strip() or "no reason was given").splitlines()[-1]
+        write_absence(folder, reason.removeprefix("spatial-circuits: "))
+        print(f"live models are not built: {reason}")
 
 
 def as_rst(app, what: str, name: str, obj, options, lines: list[str]) -> None:
