@@ -133,6 +133,15 @@ def test_the_identity_tells_precision_and_scheduler(model, folder):
     assert {k for k in own if own[k] != half[k]} == {"transformer", "vae", "text encoder", "dtype"}
 
 
+def test_a_scheduler_with_an_infinite_option_keeps_chunks(halves, drawn, tmp_path):
+    """DPM-Solver clips at -inf, which JSON cannot say."""
+    tiny_pixart.pipeline(scheduler="dpm", size=16, layers=2).save_pretrained(tmp_path / "pipe")
+    first = analyse("synopsis", load(tmp_path / "pipe"), halves, Chunks(tmp_path / "kept"))
+    drawn.clear()
+    pd.testing.assert_frame_equal(analyse("synopsis", load(tmp_path / "pipe"), halves, Chunks(tmp_path / "kept")), first)
+    assert drawn == []                                                  # all is read
+
+
 @pytest.mark.parametrize("name", ["synopsis", "ablate"])
 def test_a_killed_command_goes_on_where_it_was(name, folder, drawn, tmp_path):
     prompts, mask, kept = tmp_path / "prompts.txt", tmp_path / "mask.npy", tmp_path / "chunks"

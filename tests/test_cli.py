@@ -295,7 +295,9 @@ def test_analyses_write_their_tables(saved):
     ("ablate --heads L9H0", "head L9H0 is out of range"), ("ablate --role verb", "role 'verb' is unknown"),
     ("ablate --when 99", "step 99 is out of range"), ("synopsis --step last", "step 'last' is out of range"),
     ("circuit --limit 2", "2 prompts are too few"), ("edges --limit 7", "7 prompts are too few"), ("edges --readers L1", "head 'L1' is not of the form"),
-    ("fused --limit 3", "3 prompts are too few"), ("fused --tokens verb", "role 'verb' is unknown"), ("screen --model nowhere", "no model 'nowhere'"),
+    ("fused --limit 3", "3 prompts are too few"), ("fused --tokens shape2 verb", "role 'verb' is unknown"),
+    ("edges --relation L0H0 L9H9", "head L9H9 is out of range"), ("edges --readers L2H1 L9H8", "head L9H8 is out of range"),
+    ("fused --tokens verb", "role 'verb' is unknown"), ("screen --model nowhere", "no model 'nowhere'"),
 ])
 def test_analyses_refuse_in_one_line(line, message, capsys):
     assert main([*line.split(), "--json", "out.json"]) == 2

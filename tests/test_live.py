@@ -2,6 +2,7 @@
 import base64
 import json
 import re
+import shutil
 import zlib
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,7 @@ from spatial_circuits.hooks.attach import hooked
 from spatial_circuits.hooks.edits import Ablate, AddResidual, MaskKeys
 from spatial_circuits.hooks.readers import Patterns
 from spatial_circuits.live import bundle, contents, graphs, runtime
+from spatial_circuits.model.export import random_pipeline
 from spatial_circuits.model.noise import Noise
 from spatial_circuits.model.store import load, save_model, verify
 from spatial_circuits.model.transformer import predict
@@ -195,6 +197,18 @@ def test_wrong_input_is_named(offline_runtime, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no-such-package is missing: pip install onnx"):
         bundle.write_live(tmp_path / "out", ["rte"])
     assert not (tmp_path / "out").exists()
+
+
+def test_models_are_looked_at_before_any_is_made(trained, offline_runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "_scripts", lambda *_: pytest.fail("one was made"))
+    with pytest.raises(ValueError, match="no model 'no-such'"):
+        bundle.write_live(tmp_path / "out", [str(trained), "no-such"])
+    other = shutil.copytree(trained, tmp_path / "other" / "mine")         # a page knows models by their names
+    with pytest.raises(ValueError, match="two models are called mine"):
+        bundle.write_live(tmp_path / "out", [str(trained), str(other)])
+    random_pipeline().save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no model of this package"):
+        bundle.write_live(tmp_path / "out", [str(tmp_path / "pipe")])
 
 
 def test_without_a_runtime_the_page_is_told_why(tmp_path, monkeypatch):

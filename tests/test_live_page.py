@@ -162,6 +162,36 @@ def test_an_unknown_word_is_explained_and_the_picture_stays(tab):
     assert "Drawn in" in tab.text()
 
 
+def test_what_is_not_drawn_yet_is_neither_shown_nor_saved(tab):
+    """Captions tell of the picture that is there, whatever was asked for since."""
+    field, head = tab.tab.get_by_role("textbox", name="sentence", exact=True), tab.tab.get_by_role("radio", name="L0H1")
+    field.fill("red sqare abve blue circle")                                  # the word that was chosen is not in it
+    tab.after(lambda: field.press("Enter"))
+    head.click()
+    assert "undefined" not in tab.tab.locator(".sides").text_content() and "L0H1 to “above”" in tab.tab.locator(".sides").text_content()
+    field.fill(PROMPT)
+    tab.after(lambda: field.press("Enter"))
+    more, before = tab.tab.get_by_label("Steps", exact=True), tab.captions()
+
+    def hurried() -> None:
+        tab.tab.evaluate("""() => {
+          const named = (name) => [...document.querySelectorAll(".sc button")].find((b) => b.textContent === name), steps = document.querySelector(".sc input[max='40']");
+          steps.value = 40; steps.dispatchEvent(new Event("change")); named("L0H2").click(); named("Save picture").click();
+          globalThis.hurried = document.querySelector(".sc output").textContent; }""")
+    tab.after(hurried)
+    assert "No picture is drawn yet" in tab.tab.evaluate("globalThis.hurried") and len(tab.captions()) == 1
+    more.fill("14")
+    tab.after(lambda: more.press("Enter"))
+    assert tab.captions() == before and tab.said == []
+
+
+def test_a_wrong_link_is_read_as_far_as_it_goes(tab):
+    read = "hash => spatialCircuits.fromAddress(hash, {model: 'rte', text: 'x', seed: 1, steps: 14, guidance: 4.5}, ['rte'])"
+    state = tab.tab.evaluate(read, "#live&%%%&step=1.5&word=0.5&hide=1 1 1 x&seed=abc&guidance=Infinity&relation=above constructor&head=L1&model=evil")
+    assert [state[k] for k in ("step", "word", "hidden", "seed", "guidance", "head", "model")] == [0, 0, [1], 1, 4.5, None, "rte"]
+    assert state["relation"]["site"] == "stream"
+
+
 def test_two_models_draw_the_same_sentence_and_one_more_word_changes_it(tab, bench):
     tab.after(lambda: tab.tab.get_by_role("combobox", name="Beside it").select_option(index=1))
     tab.after(lambda: tab.tab.get_by_role("button", name="Add “the”").click())

@@ -54,6 +54,8 @@ def test_edges_of_a_trained_model(edges):
 def test_edges_refuse_before_anything_is_drawn(rte):
     with pytest.raises(ValueError, match="head L9H0 is out of range"):
         path_tables.run_edges(rte, PROMPTS, readers=["L9H0"])
+    with pytest.raises(ValueError, match="no relation head comes before the reader L1H3"):
+        path_tables.run_edges(rte, PROMPTS, readers=["L2H1", "L1H3"], relation=["L1H0"])
     with pytest.raises(ValueError, match="7 prompts are too few"):
         path_tables.run_edges(rte, PROMPTS[:7])
 

@@ -38,7 +38,7 @@ class Chunks:
         check_file(self.folder / MANIFEST)
         now = {"analysis": analysis, "version": __version__, **model_identity(model), **self.said,
                **arguments}
-        now = json.loads(json.dumps(now, default=str))
+        now = json.loads(json.dumps(now, default=str), parse_constant=str)     # -inf is no JSON
         path, held = self.folder / MANIFEST, sorted(
             p.name for p in self.folder.glob("*") if p.suffix != ".partial")
         if not path.exists() and held:

@@ -29,7 +29,8 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
 
     Circuit and carriers are found on every fourth prompt, the rest is measured on the others.
     `relation` heads and `readers`, if named, are taken in place of the circuit's. Raises ValueError
-    for fewer than eight prompts, a head that does not exist, or a model that never obeys.
+    for fewer than eight prompts, a head that does not exist, a reader before all relation heads, or
+    a model that never obeys.
     """
     if len(prompts) < 8:
         raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
@@ -37,19 +38,29 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
     given = {"relation": [parse_head(h) for h in relation],
              "object": [parse_head(h) for h in readers]}
     check_heads(model, sum(given.values(), []))
+    if given["relation"]:
+        _check_readers(given["relation"], given["object"])
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
     require_obeyed(model, held_out, 1, seed)
     found = find_circuit(model, discovery, seed=seed)
     roles = {role: given.get(role) or getattr(found, role) for role in CIRCUIT_ROLES}
-    table = edge_attribution(model, held_out, seed=seed, draws=draws)
-    rows, numbers = check_edges(model, held_out, table, sample, seed)
     first = min((layer for layer, _ in roles["relation"]), default=len(heads_of(model)))
     later = [h for h in roles["object"] if h[0] > first]
+    _check_readers(roles["relation"], given["object"])
+    table = edge_attribution(model, held_out, seed=seed, draws=draws)
+    rows, numbers = check_edges(model, held_out, table, sample, seed)
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "circuit": {role: [head_name(*h) for h in heads] for role, heads in roles.items()},
             **_listed(table), "check": {**numbers, "rows": records(rows)},
             "readers": [_carried(model, discovery, held_out, roles["relation"], h, seed, draws)
                         for h in later]}
+
+
+def _check_readers(relation: Sequence[Head], readers: Sequence[Head]) -> None:
+    for layer, head in readers:
+        if all(layer <= earlier for earlier, _ in relation):
+            raise ValueError(f"no relation head comes before the reader {head_name(layer, head)}, "
+                             "so that none can hand it the relation; name others")
 
 
 def _listed(table: pd.DataFrame) -> dict[str, Any]:

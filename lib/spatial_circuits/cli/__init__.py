@@ -24,7 +24,7 @@ except ImportError:  # older than 0.27
     from click import ClickException as TyperException  # type: ignore[no-redef,assignment]
 
 INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as of a shell
-SEVERAL = ("--heads", "--when")     # options that take several values: `--heads L1H3 L2H0`
+SEVERAL = ("--heads", "--when", "--relation", "--readers", "--tokens")   # `--heads L1H3 L2H0`
 
 app = typer.Typer(name="spatial-circuits", rich_markup_mode=None, add_completion=False,
                   pretty_exceptions_enable=False, no_args_is_help=True,

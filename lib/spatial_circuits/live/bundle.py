@@ -25,7 +25,8 @@ CODE = ("noise.js", "captions.js", "detect.js", "engine.js", "page.js")    # in 
 EXPORTERS = ("onnx", "onnxscript")
 _PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Live model</title>'
          '<meta name="viewport" content="width=device-width"></head>'
-         '<body style="font-family: sans-serif; margin: 1rem auto; max-width: 60rem">'
+         '<body style="font-family: sans-serif; margin: 1rem auto; max-width: 60rem; '
+         'padding: 0 1rem">'
          "<main><h1>Live model</h1>{}</main></body></html>\n")
 _LIBRARY = Path(__file__).parents[1]
 _MAKERS = ("live", "model", "hooks", "text", "data", "analyses")    # whose code counts
@@ -42,7 +43,7 @@ def write_live(folder: str | Path, models: Sequence[str] = LIVE_MODELS, page: st
     if not models:
         raise ValueError("no model is named; give at least one")
     check_folder(folder)
-    key = _code_key()
+    nets, key = _loaded(models), _code_key()
     runtime, assets = runtime_folder(), files("spatial_circuits.live") / "assets"
     script, module, wasm = (runtime / name for name in RUNTIME_FILES)
     with replacing_folder(folder) as partial:
@@ -53,8 +54,8 @@ def write_live(folder: str | Path, models: Sequence[str] = LIVE_MODELS, page: st
                  "wasm": packed_bytes(wasm.read_bytes())}
         (partial / "runtime.js").write_text(_as_script("runtime", parts))
         listed = {}
-        for name in models:
-            model, decoder = _scripts(name, key)
+        for net in nets:
+            model, decoder = _scripts(net, key)
             shutil.copy(model, partial)
             shutil.copy(decoder, partial)
             listed[model.stem] = [decoder.name, model.name]
@@ -90,10 +91,24 @@ def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _scripts(name: str, key: str) -> tuple[Path, Path]:
+def _loaded(models: Sequence[str]) -> list[Model]:
+    """The models, each once. ValueError, before anything is written, for one that is unknown or
+    unfit for a page, or two that a page could not tell apart."""
+    nets: list[Model] = []
+    for name in dict.fromkeys(models):
+        net = load(name)
+        if not isinstance(net, Model) or not (net.folder / "manifest.json").is_file():
+            raise ValueError(f"{name} is no model of this package, which a page needs: its "
+                             "encoder, its solver and its records")
+        if net.name in [n.name for n in nets]:
+            raise ValueError(f"two models are called {net.name}; rename the folder of one")
+        nets.append(net)
+    return nets
+
+
+def _scripts(model: Model, key: str) -> tuple[Path, Path]:
     """The scripts of a model and of its decoder, from the cache or made anew; `key` stands for the
     code that makes them."""
-    model = load(name)
     weights = tensors_hash(model.vae.tensors())
     decoder = f"decoder-{weights[:8]}"
     record = (model.folder / "manifest.json").read_text()

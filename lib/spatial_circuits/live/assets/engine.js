@@ -62,6 +62,7 @@
     }
     return row[b.length];
   };
+  const short = (said, most) => (said.length > most ? `${said.slice(0, most)}…` : said);      // so that a pasted page is no burden
   const nearest = (said, known, count = 3) => known.map((k) => [distance(said, k), k]).sort((a, b) => a[0] - b[0]).slice(0, count).map((x) => x[1]);
 
   // a sentence as the model's encoder reads it: {tokens, roles, embeddings [T * D], dim, note}; throws what a reader should know
@@ -71,7 +72,7 @@
     const parsed = live.parse(sentence), special = text.special, words = [...sentence.matchAll(/\S+/g)];
     if (words.length >= text.maxTokens) throw new Error(`The sentence has ${words.length} words; ${model.name} reads at most ${text.maxTokens - 1}.`);
     const strange = words.map((m) => m[0].toLowerCase()).find((w) => !text.vocabulary.includes(w, special));
-    const said = strange && `${model.name} has no word “${strange}”; nearest known: ${nearest(strange, text.vocabulary.slice(special)).join(", ")}.`;
+    const said = strange && `${model.name} has no word “${short(strange, 40)}”; nearest known: ${nearest(short(strange, 40), text.vocabulary.slice(special)).join(", ")}.`;
     if (strange && text.unknown === null) throw new Error(said);
     const ids = words.map((m) => { const at = text.vocabulary.indexOf(m[0].toLowerCase(), special); return at < 0 ? text.unknown : at; });
     ids.push(text.end);
@@ -102,7 +103,7 @@
   function fromTable({ name, text, arrays, dim }, sentence) {
     const row = text.sentences.indexOf(sentence.trim());
     if (row < 0) {
-      const close = nearest(sentence.trim(), text.sentences.filter(Boolean), 2).map((s) => `“${s}”`).join(" or ");
+      const close = nearest(short(sentence.trim(), 200), text.sentences.filter(Boolean), 2).map((s) => `“${s}”`).join(" or ");
       throw new Error(`${name}'s encoder is too large for a page, so it reads here only the training captions and some other wordings of them; nearest: ${close}.`);
     }
     const [start, end] = [text.starts[row], text.starts[row + 1]];

@@ -11,6 +11,7 @@
     const value = Number(text);
     return text === null || text === "" || !Number.isFinite(value) ? otherwise : Math.min(high, Math.max(low, value));
   };
+  const whole = (...told) => { const value = number(...told); return value === null ? null : Math.floor(value); };
 
   // --- the address --------------------------------------------------------------------------------------------------------
 
@@ -35,19 +36,19 @@
     if (names.includes(get("model"))) state.model = get("model");
     if (names.includes(get("beside")) && get("beside") !== state.model) state.beside = get("beside");
     state.text = get("text") ?? state.text;
-    state.seed = Math.floor(number(get("seed"), 0, SEEDS - 1, state.seed));
-    state.steps = Math.floor(number(get("steps"), 1, 40, state.steps));
+    state.seed = whole(get("seed"), 0, SEEDS - 1, state.seed);
+    state.steps = whole(get("steps"), 1, 40, state.steps);
     state.guidance = number(get("guidance"), -30, 30, state.guidance);
     for (const [, name, how] of (get("heads") ?? "").matchAll(/(L\d+H\d+):(\S+)/g))
       state.heads[name] = how === "mean" || how === "zero" ? { how } : { how: "scale", by: number(how, -4, 4, 1) };
-    state.hidden = [...(get("hide") ?? "").matchAll(/\d+/g)].map((m) => Number(m[0]));
+    state.hidden = [...new Set([...(get("hide") ?? "").matchAll(/\d+/g)].map((m) => Number(m[0])))];
     const [relation, site, times] = (get("relation") ?? "").split(" "), to = live.language.relations.indexOf(relation);
-    if (to >= 0) state.relation = { to, site: SITES[site] ? site : "stream", times: number(times ?? null, -4, 4, 1) };
+    if (to >= 0) state.relation = { to, site: Object.hasOwn(SITES, site) ? site : "stream", times: number(times ?? null, -4, 4, 1) };
     const graft = /^(\d+) (\d+) (.+)$/.exec(get("graft") ?? "");
     if (graft) state.graft = { to: Number(graft[1]), from: Number(graft[2]), text: graft[3] };
     if (/^L\d+H\d+$/.test(get("head") ?? "")) state.head = get("head");
-    if (get("word") !== null) state.word = number(get("word"), 0, 99, null);
-    if (get("step") !== null) state.step = number(get("step"), 1, state.steps, state.steps) - 1;
+    if (get("word") !== null) state.word = whole(get("word"), 0, 99, null);
+    if (get("step") !== null) state.step = whole(get("step"), 1, state.steps, state.steps) - 1;
     return state;
   };
 
@@ -71,7 +72,7 @@
     const button = (label, press, options = {}) => make("button", { type: "button", onclick: press, ...options }, label);
     const set = (changes) => { Object.assign(state, changes); return draw(); };
 
-    const [modelLabel, modelSelect] = chooser("Model", names, (i) => set({ model: names[i], beside: state.beside === names[i] ? "" : state.beside, heads: {}, head: null, relation: null }));
+    const [modelLabel, modelSelect] = chooser("Model", names, (i) => set({ model: names[i], beside: state.beside === names[i] ? "" : state.beside, heads: {}, head: null, relation: null, hidden: [], graft: null, word: null }));
     const besides = () => ["", ...names.filter((n) => n !== state.model)];
     const [besideLabel, besideSelect] = chooser("Beside it", [], (i) => set({ beside: besides()[i] }));
     const sentence = make("input", { type: "text", class: "sentence", "aria-label": "sentence", autocomplete: "off", spellcheck: "false" });
@@ -81,8 +82,8 @@
       ["colour 2", ["", ...language.colors]], ["shape 2", language.shapes]].map(([label, options]) =>
       make("select", { "aria-label": label, onchange: compose }, ...options.map((o) => make("option", {}, o))));
     const article = button("", () => tell(toggled(state.text)));
-    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 }, (v) => set({ seed: Math.floor(number(v, 0, SEEDS - 1, state.seed)) }));
-    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: 40, step: 1 }, (v) => set({ steps: Math.floor(number(v, 1, 40, state.steps)), step: null }));
+    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 }, (v) => set({ seed: whole(v, 0, SEEDS - 1, state.seed) }));
+    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: 40, step: 1 }, (v) => set({ steps: whole(v, 1, 40, state.steps), step: null }));
     const [guidanceLabel, guidanceInput] = field("Guidance", { type: "number", min: -30, max: 30, step: 0.5 }, (v) => set({ guidance: number(v, -30, 30, state.guidance) }));
 
     const reads = make("p", { class: "title" }), sides = make("div", { class: "sides" });
@@ -131,7 +132,9 @@
     function tell(text) {
       const [old, now] = [state.text, text].map((t) => t.trim().toLowerCase().split(/\s+/));
       const nth = (words, i) => words.slice(0, i + 1).filter((w) => w === words[i]).length;
-      const moved = (i) => (i >= old.length ? i - old.length + now.length : now.findIndex((w, k) => w === old[i] && nth(now, k) === nth(old, i)));
+      const first = /^(\[CLS\]|<s>)$/.test(shown[0]?.run.tokens[0]) ? 1 : 0;                       // tokens before the words
+      const moved = (token) => { const to = token < first ? token : movedWord(token - first); return to < 0 || token < first ? to : to + first; };
+      const movedWord = (i) => (i >= old.length ? i - old.length + now.length : now.findIndex((w, k) => w === old[i] && nth(now, k) === nth(old, i)));
       const word = state.word === null ? -1 : moved(state.word), to = state.graft ? moved(state.graft.to) : -1;
       set({ text, word: word < 0 ? null : word, hidden: state.hidden.map(moved).filter((i) => i >= 0), graft: to < 0 ? null : { ...state.graft, to } });
     }
@@ -140,12 +143,13 @@
 
     const changed = () => Object.keys(state.heads).length || state.hidden.length || state.relation || state.graft;
     const changes = () => ({ heads: state.heads, hidden: state.hidden, relation: state.relation, graft: state.graft });
-    function inWords() {
-      const heads = Object.entries(state.heads).map(([name, { how, by }]) => (how === "scale" ? `${name} times ${by}` : `without ${name}`));
-      const tokens = shown[0]?.run?.tokens ?? [], hidden = state.hidden.map((t) => `“${tokens[t] ?? t + 1}” hidden`);
-      const relation = state.relation ? [`${language.relations[state.relation.to].replace("_", " ")} written ${SITES[state.relation.site]}`] : [];
-      const graft = state.graft ? [`“${tokens[state.graft.to] ?? state.graft.to + 1}” taken from “${state.graft.text}”`] : [];
-      return [...heads, ...hidden, ...relation, ...graft].join(", ");
+    // what was changed in a picture, which need not be what is asked for now
+    function inWords({ changes, run }) {
+      const heads = Object.entries(changes.heads).map(([name, { how, by }]) => (how === "scale" ? `${name} times ${by}` : `without ${name}`));
+      const tokens = (run ?? shown[0].run).tokens, hidden = changes.hidden.filter((t) => t < tokens.length).map((t) => `“${tokens[t]}” hidden`);
+      const relation = changes.relation ? [`${language.relations[changes.relation.to].replace("_", " ")} written ${SITES[changes.relation.site]}`] : [];
+      const graft = changes.graft ? [`“${tokens[changes.graft.to]}” taken from “${changes.graft.text}”`] : [];
+      return [...heads, ...hidden, ...relation, ...graft].join(", ") || "nothing changed";
     }
     // what is to be seen: pictures of one sentence and one noise, by model and change
     function wanted() {
@@ -182,25 +186,32 @@
         const reading = shown.filter((side) => side.model.reads).map((side) => `${side.name} reads the relation from ${SAYS[side.model.reads]}.`);
         reads.textContent = [...new Set(reading)].join(" ");
         const seconds = ((performance.now() - began) / 1000).toFixed(1);
-        say([...shown.map((side) => `${label(side)}: ${side.run ? side.run.outcome : side.problem}.`), ...new Set(shown.map((s) => s.run?.note).filter(Boolean)),
+        say([...shown.map((side) => `${label(side)}: ${side.run ? `${side.run.outcome}.` : side.problem}`), ...new Set(shown.map((s) => s.run?.note).filter(Boolean)),
           problems.length ? "" : `Drawn in ${seconds} s.`].filter(Boolean).join(" "));
       } catch (error) {
-        if (mine === turn) say(`${error.message}${shown.length ? ` Shown is still: “${shown[0].text}”.` : ""}`);
+        if (mine !== turn) return;
+        say(`${error.message}${shown.length ? ` Shown is still: “${shown[0].text}”.` : ""}`);
+        await show();                                                 // in place of a picture that was left half drawn
       } finally {
         if (mine === turn) root.dataset.drawn = mine;                 // what was asked for last is done
       }
     }
     async function sample(model, list, all, mine) {
-      const rows = [];
+      const rows = [], [side] = list;
       for (const side of list) rows.push(await live.prepare(model, side.text, side.changes));
-      const views = frames(all), canvases = list.map((side) => views[all.indexOf(side)].picture.canvas);
+      const views = frames(all), pictures = list.map((one) => views[all.indexOf(one)].picture);
       let sampling = 0, decoding = 0, last = performance.now();
-      const found = await live.sample(model, rows, list[0], async (step, guesses) => {
+      const found = await live.sample(model, rows, side, async (step, guesses) => {
         sampling += performance.now() - last;
         const start = performance.now();
-        stepSaid.textContent = `${model.name}: step ${step + 1} of ${state.steps}`;
-        if (2 * decoding < sampling && step < state.steps - 1) {      // as many as there is time for
-          for (const [i, guess] of guesses.entries()) paint(canvases[i], await live.picture(model, guess));
+        stepSaid.textContent = `${model.name}: step ${step + 1} of ${side.steps}`;
+        if (2 * decoding < sampling && step < side.steps - 1) {      // as many as there is time for
+          for (const [i, guess] of guesses.entries()) {
+            const drawn = await live.picture(model, guess);
+            if (mine !== turn) return false;
+            paint(pictures[i].canvas, drawn);
+            pictures[i].say(`${model.name}: being drawn`);
+          }
           decoding += performance.now() - start;
         }
         await pause();
@@ -211,13 +222,13 @@
       for (const [i, run] of found.entries()) {
         const side = list[i], told = side.told ?? live.restated(side.text, side.changes.relation.to);
         const picture = await live.picture(model, run.latents);
-        run.pictures = { [state.steps - 1]: picture };
+        run.pictures = { [side.steps - 1]: picture };
         run.outcome = live.outcome(live.verdict(picture.data, picture.width, told)) + (told === side.text ? "" : ` (“${told}”)`);
         runs.set(side.key, run);
       }
     }
     const paint = (canvas, picture) => { canvas.width = canvas.height = picture.width; canvas.getContext("2d").putImageData(picture, 0, 0); };
-    const label = (side) => (Object.keys(side.changes).length ? `${side.name}, ${inWords()}` : `${side.name}, intact`);
+    const label = (side) => (Object.keys(side.changes).length ? `${side.name}, ${inWords(side)}` : `${side.name}, intact`);
 
     // a column for each side: its picture over the map of its head
     let columns = [];
@@ -242,12 +253,15 @@
     };
     const headName = (model, h) => `L${Math.floor(h / model.heads)}H${h % model.heads}`;
     const roleToken = (side) => Math.max(0, side.run.roles.indexOf(side.model.reads ?? "relation"));
-    // the token of another model's encoder that stands for the word chosen
+    // the word chosen, or the one of the relation while what is asked for is not drawn
+    const wordShown = () => (state.word !== null && state.word < shown[0].run.tokens.length ? state.word : roleToken(shown[0]));
+    // the token of another model's encoder that stands for it
     const tokenOf = (side) => {
-      const { tokens, roles } = shown[0].run, own = side.run;
-      if (own.tokens[state.word] === tokens[state.word]) return state.word;
-      return Math.max(0, own.roles.indexOf(roles[state.word]));
+      const { tokens, roles } = shown[0].run, own = side.run, word = wordShown();
+      if (own.tokens[word] === tokens[word]) return word;
+      return Math.max(0, own.roles.indexOf(roles[word]));
     };
+    const headOf = (side) => side.head ?? (state.head !== null && live.hasHead(side.model, state.head) ? live.headIndex(side.model, state.head) : looking(side, tokenOf(side)));
 
     // after a drawing: chips, heads and menus of the model and sentence at hand
     async function arrange() {
@@ -326,28 +340,28 @@
 
     async function show() {
       if (!shown.length) return;
-      const step = Math.min(state.step ?? state.steps - 1, state.steps - 1), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
+      const last = shown[0].steps - 1, step = Math.min(state.step ?? last, last), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
       slider.value = step + 1;
-      stepSaid.textContent = `${step + 1} of ${state.steps}`;
+      stepSaid.textContent = `${step + 1} of ${last + 1}`;
       slider.setAttribute("aria-valuetext", stepSaid.textContent);
-      const seen = shown.map((side) => side.run && live.attention(side.model, side.run, step, side.head ?? live.headIndex(side.model, state.head), tokenOf(side)));
+      const seen = shown.map((side) => side.run && live.attention(side.model, side.run, step, headOf(side), tokenOf(side)));
       const top = Math.max(0.01, ...seen.filter(Boolean).flatMap((values) => [...values]));
       for (const [i, side] of shown.entries()) {
         const { picture, map } = frames(shown)[i], values = seen[i], { run, model } = side;
         if (!values) { picture.say(`${label(side)}: ${side.problem}`); map.say(""); continue; }
         drawMap(map.canvas, values, 0, top, viridis);
-        const most = Math.max(...values), name = side.head === undefined ? state.head : headName(model, side.head);
+        const most = Math.max(...values), name = headName(model, headOf(side));
         map.say(`${name} to “${run.tokens[tokenOf(side)]}”: most ${Math.round(100 * most)} % at ${place(values.indexOf(most))} (bright is ${Math.round(100 * top)} %)`);
         const drawn = (run.pictures[step] ??= await live.picture(model, run.guesses[step]));
         if (mine !== turn) return;
         paint(picture.canvas, drawn);
-        picture.say(`${label(side)}${step === state.steps - 1 ? "" : `, as expected at step ${step + 1}. In the end`}: ${run.outcome}`);
+        picture.say(`${label(side)}${step === last ? "" : `, as expected at step ${step + 1}. In the end`}: ${run.outcome}`);
       }
-      const side = shown[1]?.name === state.model ? shown[1] : shown[0], maps = headButtons.map((_, h) => live.attention(side.model, side.run, step, h, tokenOf(side)));
+      const side = shown[1]?.name === shown[0].name ? shown[1] : shown[0], maps = headButtons.map((_, h) => live.attention(side.model, side.run, step, h, tokenOf(side)));
       const brightest = Math.max(...maps.flatMap((m) => [...m]));
       headsTitle.textContent = `All heads of ${label(side)}, at this step, to “${side.run.tokens[tokenOf(side)]}”. Choose one to see and to change it:`;
       headButtons.forEach((b, h) => {
-        const name = headName(side.model, h), how = state.heads[name], mean = maps[h].reduce((a, v) => a + v, 0) / maps[h].length;
+        const name = headName(side.model, h), how = side.changes.heads?.[name], mean = maps[h].reduce((a, v) => a + v, 0) / maps[h].length;
         drawMap(b.firstChild, maps[h], 0, brightest, viridis);
         b.lastChild.textContent = how ? `${name} ${how.how === "scale" ? `×${how.by}` : "off"}` : name;
         b.setAttribute("aria-label", `${b.lastChild.textContent}, mean ${Math.round(100 * mean)} %`);
@@ -369,13 +383,15 @@
       }
     });
     const save = button("Save picture", () => {
+      if (!shown.length || root.dataset.drawn !== `${turn}`) return say("No picture is drawn yet; save it when it is.");
+      frames(shown);
       const side = 256, gap = 16, wide = columns.length * (side + gap) + gap, canvas = make("canvas", { width: wide, height: side + 3 * gap + 60 }), context = canvas.getContext("2d");
       context.fillStyle = "white";
       context.fillRect(0, 0, canvas.width, canvas.height);
       context.imageSmoothingEnabled = false;
       context.fillStyle = "black";
       context.font = "15px sans-serif";
-      context.fillText(`${state.text} (seed ${state.seed})`, gap, 24, wide - 2 * gap);
+      context.fillText(`${shown[0].text} (seed ${shown[0].seed})`, gap, 24, wide - 2 * gap);
       columns.forEach((column, i) => {
         const x = gap + i * (side + gap);
         context.drawImage(column.picture.canvas, x, 2 * gap + 4, side, side);
@@ -384,7 +400,7 @@
         context.fillText(shown[i].run?.outcome ?? "", x, side + 3 * gap + 30, side);
       });
       canvas.toBlob((blob) => {
-        const link = make("a", { href: URL.createObjectURL(blob), download: `${state.text.replace(/\W+/g, "-")}-${state.seed}.png` });
+        const link = make("a", { href: URL.createObjectURL(blob), download: `${shown[0].text.replace(/\W+/g, "-").slice(0, 80)}-${shown[0].seed}.png` });
         link.click();
         setTimeout(() => URL.revokeObjectURL(link.href), 1000);
       });
