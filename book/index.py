@@ -88,7 +88,7 @@ Markdown(f"""
 # hide words, set a second model beside the first and add "the". More to try is in [chapter 18](18_explorer.ipynb).
 
 # %% tags=["remove-input"]
-LiveModel(captions(scenes)[0], 1)
+LiveModel()
 
 # %% [markdown]
 # ## The circuit at work
