@@ -7,7 +7,7 @@
 # Relation Generation in Diffusion Transformers* ([Wang, Fan and Pan, 2026](bibliography.md#wang2026circuit)).
 #
 # > **<a href="18_explorer.html#figure-2">Switch a head off</a>** and see what becomes of the picture, in this browser; or
-# > [run the model itself](#the-model-in-your-hands), below.<br>
+# > <a href="#the-model-in-your-hands">run the model itself</a>, below.<br>
 # > **[Take the tour](tour.ipynb)**: a model in eight short steps, fifteen minutes.<br>
 # > **[Run it yourself](how_to.md)**: two commands, two CPU cores, no account.
 
