@@ -39,6 +39,18 @@ def users_cache():
 
 
 @pytest.fixture(scope="session")
+def page_runtime(users_cache):
+    """The folder of the pages' runtime; without npm, or a registry that it reaches, what needs it is skipped."""
+    from spatial_circuits.live import runtime
+    with pytest.MonkeyPatch.context() as patch:
+        users_cache(patch)
+        try:
+            return runtime.runtime_folder()
+        except OSError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def vae():
     """The shipped VAE."""
     from spatial_circuits.model.store import load_vae

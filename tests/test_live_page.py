@@ -12,7 +12,7 @@ from spatial_circuits.book.explorer import LiveModel, outcome
 from spatial_circuits.book.recording import Change, Workbench, decoded, record
 from spatial_circuits.data.metrics import score
 from spatial_circuits.data.scenes import RELATIONS
-from spatial_circuits.live import bundle, runtime
+from spatial_circuits.live import bundle
 from spatial_circuits.live.contents import circuit_roles
 from spatial_circuits.model.store import load
 from spatial_circuits.text.counterparts import restated
@@ -23,12 +23,8 @@ PATIENCE = 180_000            # ms; on a quiet machine a picture takes about one
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, users_cache) -> Path:
+def page(tmp_path_factory, users_cache, page_runtime) -> Path:
     """The page that `spatial-circuits live` writes; what it is made of is kept from one run of the tests to the next."""
-    try:
-        runtime.find_npm()
-    except OSError as error:
-        pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
         users_cache(patch)
         return bundle.write_live(tmp_path_factory.mktemp("site") / "live", page=LiveModel(PROMPT, SEED, base="")._repr_html_()) / "index.html"

@@ -73,12 +73,8 @@ def test_every_page_is_there_and_its_links_resolve(site):
     assert broken(site) == []
 
 
-def test_the_models_of_live_figures_are_in_the_site(site):
-    from spatial_circuits.live import bundle, runtime
-    try:
-        runtime.find_npm()
-    except OSError as error:
-        pytest.skip(str(error))
+def test_the_models_of_live_figures_are_in_the_site(site, page_runtime):
+    from spatial_circuits.live import bundle
     said = (site / "_static" / "live" / "index.js").read_text()
     assert all((site / "_static" / "live" / f"{name}.js").is_file() for name in bundle.LIVE_MODELS), said
 
