@@ -17,7 +17,6 @@ scale: str = "full"  # smoke | full
 import pandas as pd
 from IPython.display import Markdown
 
-from spatial_circuits.analyses.circuit import heads_by_attention
 from spatial_circuits.analyses.heads import head_name, parse_head
 from spatial_circuits.book.explorer import (
     Figure,
@@ -25,11 +24,10 @@ from spatial_circuits.book.explorer import (
     circuit_figure,
     compare_circuits,
     explorer,
-    mechanism,
 )
 from spatial_circuits.book.recording import Workbench
+from spatial_circuits.book.ways import WHERE, heads_by_role, token_read, way
 from spatial_circuits.book.widgets import Explorer
-from spatial_circuits.claims import claims
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.store import load
 
@@ -37,17 +35,8 @@ full = scale == "full"
 everything = prompt_set("264")
 prompts = everything[:16] if full else everything[:2]
 
-def members(name: str, net) -> dict:
-    """Heads by role: the recorded circuit (chapter 11), else the heads that look
-    there."""
-    if found := claims.read(claims.folder_of(name)).get("circuit"):
-        return {role: [parse_head(h) for h in heads]
-                for role, heads in found["circuit"].items()}
-    relation, reader, _ = heads_by_attention(net, everything[:8])
-    return {"relation": relation, "object": [reader], "colour": []}
-
 nets = {model: load(model).fast()}
-heads = {model: members(model, nets[model])}
+heads = {model: heads_by_role(model, nets[model])}
 benches = {model: Workbench(nets[model], heads[model]["relation"])}
 
 # %% [markdown]
@@ -133,29 +122,8 @@ table
 # word, which has taken it up inside the text encoder.
 
 # %%
-def reads(name: str) -> str:
-    """The token whose exchange turns most pictures (chapter 14), else the
-    relation's."""
-    rows = claims.read(claims.folder_of(name)).get("arithmetic", {}).get("graft", [])
-    turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted"
-              and r["metric"] == "loose" and r["token"] in ("relation", "shape2")}
-    return max(turned, key=turned.get) if turned else "relation"
-
-def looking(name: str) -> list:
-    """The circuit's relation heads; where shape2 is read, those that chapter 13
-    finds."""
-    rows = claims.read(claims.folder_of(name)).get("factors", {}).get("heads", [])
-    found = [(r["layer"], r["head"]) for r in rows
-             if r["token"] == "shape2" and r["p"] < 0.05]
-    return found[:3] if reads(name) == "shape2" and found else heads[name]["relation"]
-
-for name in [n for n in ("rte", "t5-untrained") if full and n not in nets]:
-    nets[name] = load(name).fast()
-    heads[name] = members(name, nets[name])
-    benches[name] = Workbench(nets[name], heads[name]["relation"])
-where = {"relation": "from the relation word", "shape2": "from the second shape's word"}
-ways = [mechanism(benches[n], prompts[:8], heads[n] | {"relation": looking(n)},
-                  reads(n), f"{n}: {where[reads(n)]}", seed) for n in nets]
+shown = list(dict.fromkeys([model, "rte", "t5-untrained"] if full else [model]))
+ways = [way(name, prompts[:8], seed) for name in shown]
 Figure(circuit_figure(ways),
        "The circuit in five stages, for single prompts, with the model's own maps. "
        "Left and right arrow keys go from stage to stage.",
@@ -177,7 +145,7 @@ Markdown(f"""
 Of {len(ended)} pictures, {table.loc['intact', 'as told']} are as told when nothing is
 changed, and {table.loc[names[-1], 'as told']} show the opposite relation when it is
 written in. {needed if lost else 'No single head is needed by half of them.'} The stages
-of {', '.join(f'`{n}` start {where[reads(n)]}' for n in nets)}.
+of {', '.join(f'`{n}` start {WHERE[token_read(n)]}' for n in shown)}.
 
 Not established: that the tag is all that the object heads read. [Chapter
 10](10_injection.ipynb) measures how much of the way it explains.

@@ -15,7 +15,7 @@ import torch
 from spatial_circuits.analyses.chunks import Chunks, model_identity
 from spatial_circuits.analyses.edit_files import EditSpec, under_edits
 from spatial_circuits.analyses.heads import named_heads
-from spatial_circuits.analyses.locate import by_colors, by_mask
+from spatial_circuits.analyses.locate import by_colors
 from spatial_circuits.analyses.placed import placed_ablation, placed_synopsis
 from spatial_circuits.cli import main
 from spatial_circuits.model.store import load
@@ -26,9 +26,7 @@ SETS = named_heads([(0, 0), (1, 1)])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("stock") / "pipe"
-    tiny_pixart.pipeline(scheduler="euler", size=16, layers=2).save_pretrained(place)
-    return place
+    return tiny_pixart.saved(tmp_path_factory, size=16, layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +36,7 @@ def model(folder):
 
 @pytest.fixture
 def halves():
-    masks = torch.zeros(2, 8, 8, dtype=torch.bool)
-    masks[0, :, :2] = masks[1, :, 4:] = True
-    return by_mask(masks)
+    return tiny_pixart.halves(8)
 
 
 @pytest.fixture

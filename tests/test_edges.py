@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from planting import grove
 
 from spatial_circuits.analyses.carriers import (
     alike,
@@ -19,7 +20,6 @@ from spatial_circuits.analyses.exact_edges import check_edges, exact_edges
 from spatial_circuits.analyses.patching import query_shares
 from spatial_circuits.analyses.wires import position, senders, watched
 from spatial_circuits.data.metrics import prompt_set
-from spatial_circuits.model import transformer as dit
 from spatial_circuits.model.transformer import predict
 
 PROMPTS = prompt_set("264")[:8]
@@ -28,27 +28,9 @@ OPTIONS = {"steps": 4, "every": 2}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def grown(tiny, monkeypatch, writing, deaf=()):
-    """An untrained model of 3 layers of 4 heads in which these cross-attention heads write, and those that are deaf read no stream."""
-    monkeypatch.setitem(dit.SIZES, "grove", (3, 4, 8))
-    net = dit.build_transformer("grove", tiny.encoder.dim, 3)
-    generator = torch.Generator().manual_seed(0)
-    torch.nn.init.normal_(net.proj_out.weight, std=0.3, generator=generator)
-    for layer, block in enumerate(net.transformer_blocks):
-        weight = block.attn2.to_out[0].weight
-        torch.nn.init.normal_(weight, std=0.3, generator=generator)
-        for head in range(4):
-            part = slice(head * 8, (head + 1) * 8)
-            if (layer, head) not in writing:
-                weight.data[:, part] = 0
-            if (layer, head) in deaf:
-                block.attn2.to_q.weight.data[part] = 0
-    return replace(tiny, transformer=net.eval().requires_grad_(False))
-
-
 @pytest.fixture
 def planted(tiny, monkeypatch):
-    return grown(tiny, monkeypatch, [SENDER, READER])
+    return grove(tiny, monkeypatch, [SENDER, READER])
 
 
 def test_writes_and_what_came_in_make_the_stream(planted):
@@ -82,7 +64,7 @@ def test_the_planted_edge_comes_first(planted):
 
 def test_where_the_edge_is_not_nothing_passes(tiny, monkeypatch):
     """The reader is deaf: the sender writes, and no edge into its query is there to be found."""
-    net = grown(tiny, monkeypatch, [SENDER, READER], deaf=[READER])
+    net = grove(tiny, monkeypatch, [SENDER, READER], deaf=[READER])
     table = edge_attribution(net, PROMPTS, points=1, draws=300, **OPTIONS)
     into = table[table["receiver"] == "L2H1.q"]
     assert len(into) > 5 and (into["p"] == 1).all() and (into["score"] == 0).all()
@@ -163,7 +145,7 @@ def test_what_is_held_is_what_is_lost(planted):
 
 def test_a_planted_carrier_is_named_and_beats_its_kind(tiny, monkeypatch):
     """The tag can pass by the MLP of layer 0 alone: the reader is deaf to what the sender writes itself."""
-    net = grown(tiny, monkeypatch, [SENDER, READER])
+    net = grove(tiny, monkeypatch, [SENDER, READER])
     blocks = net.transformer.transformer_blocks
     for i, block in enumerate(blocks):
         block.ff.net[2].weight.data *= 6 if i == 0 else 0

@@ -10,10 +10,10 @@ import torch
 from spatial_circuits.analyses.heads import parse_head
 from spatial_circuits.book.explorer import LiveModel, outcome
 from spatial_circuits.book.recording import Change, Workbench, decoded, record
+from spatial_circuits.claims.population import circuit_roles
 from spatial_circuits.data.metrics import score
 from spatial_circuits.data.scenes import RELATIONS
 from spatial_circuits.live import bundle
-from spatial_circuits.live.contents import circuit_roles
 from spatial_circuits.model.store import load
 from spatial_circuits.text.counterparts import restated
 

@@ -37,9 +37,7 @@ NOWHERE = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("stock") / "pipe"
-    tiny_pixart.pipeline(scheduler="euler").save_pretrained(place)
-    return place
+    return tiny_pixart.saved(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +47,7 @@ def model(folder):
 
 @pytest.fixture
 def halves():
-    """A mask by hand: the first thing fills the left quarter, the second the right half."""
-    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
-    masks[0, :, :4] = masks[1, :, 8:] = True
-    return by_mask(masks)
+    return tiny_pixart.halves(16)
 
 
 def test_our_detector_agrees_with_the_books_score_at_another_size():

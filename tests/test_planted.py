@@ -3,16 +3,13 @@
 All cross-attention heads but the planted ones write zero, so that nothing of the prompt reaches the prediction by another way. The relation
 head of layer 0 moves the query of the object head of layer 2; the heads in between are silent.
 """
-from dataclasses import replace
-
 import pytest
-import torch
+from planting import grove
 
 from spatial_circuits.analyses.attribution import attribute
 from spatial_circuits.analyses.heads import head_name, heads_of, named_heads
 from spatial_circuits.analyses.patching import greedy_patching, prediction_effects, query_shares
 from spatial_circuits.data.metrics import prompt_set
-from spatial_circuits.model import transformer as dit
 
 PROMPTS = prompt_set("264")[:6]
 PLANTS = ([(0, 2), (2, 1)], [(0, 0), (2, 3)], [(1, 1)])
@@ -22,17 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(params=PLANTS, ids=lambda heads: "+".join(head_name(*h) for h in heads))
 def planted(request, tiny, monkeypatch):
     """An untrained model of 3 layers of 4 heads, and the heads that write."""
-    monkeypatch.setitem(dit.SIZES, "grove", (3, 4, 8))
-    net = dit.build_transformer("grove", tiny.encoder.dim, 3)
-    generator = torch.Generator().manual_seed(0)
-    torch.nn.init.normal_(net.proj_out.weight, std=0.3, generator=generator)
-    for layer, block in enumerate(net.transformer_blocks):
-        weight = block.attn2.to_out[0].weight
-        torch.nn.init.normal_(weight, std=0.3, generator=generator)
-        for head in range(4):
-            if (layer, head) not in request.param:
-                weight.data[:, head * 8:(head + 1) * 8] = 0
-    return replace(tiny, transformer=net.eval().requires_grad_(False)), request.param
+    return grove(tiny, monkeypatch, request.param), request.param
 
 
 @pytest.mark.parametrize("direction", ["denoising", "noising"])

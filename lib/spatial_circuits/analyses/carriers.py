@@ -23,7 +23,7 @@ from ..hooks.edits import Patch
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from .edges import Pairs, paired
-from .heads import Head, check_heads, head_masks, head_name, layers_and_heads
+from .heads import Head, check_heads, head_masks, head_name, layers_and_heads, parse_head
 from .intervals import percentiles, ratio_interval
 from .sweep import spread
 from .wires import BLOCK_PARTS, position, senders, watched
@@ -108,8 +108,7 @@ def _queries(pairs: Pairs, i: int, x: Tensor, t: Tensor, relation: Sequence[Head
 
 
 def _head(name: str) -> Head:
-    layer, head = name[1:].replace("S", "H").split("H")
-    return int(layer), int(head)
+    return parse_head(name.replace("S", "H"))
 
 
 @contextmanager

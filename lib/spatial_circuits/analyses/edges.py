@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..data.captions import ROLES
 from ..hooks.attach import Session
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -41,7 +42,7 @@ from .intervals import mean_interval
 from .patching import clean_trace
 from .wires import Wires, position, senders, watched
 
-ROLES_OF_TEXT = ("colour1", "shape1", "relation", "colour2", "shape2", "filler", "end")
+ROLES_OF_TEXT = ROLES[:-1]          # all but pads
 TEXT = "text "                      # "text shape2" is the sender of that role's tokens
 
 

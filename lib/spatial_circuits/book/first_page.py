@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..analyses.intervals import wilson_edges
 from ..claims import claims
-from ..claims.judges import Evidence
+from ..claims.judges import Evidence, mean_and_range
 from .claims_grid import SHORT, UNTESTED, in_words, mark
 
 MISSING = "(not measured)"
@@ -114,9 +114,7 @@ def _extreme(rows: Sequence[dict], choose: Callable) -> str:
     """Mean and interval of the row with the least (min) or greatest (max) mean."""
     if not rows:
         return MISSING
-    row = choose(rows, key=lambda r: r["mean"])
-    edges = f" [{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else ""
-    return f"{row['mean']:.2f}{edges}"
+    return mean_and_range(choose(rows, key=lambda r: r["mean"]))
 
 
 def _change(row: dict) -> dict:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..analyses.circuit import heads_by_attention
 from ..analyses.heads import parse_head
 from ..claims import claims
+from ..claims.population import circuit_roles, read_from
 from ..data.metrics import prompt_set
 from ..hooks.core import Heads
 from ..model.pipeline import Model
@@ -20,19 +21,15 @@ def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
 
     Raises ValueError for a broken table.
     """
-    found = claims.read(claims.folder_of(name)).get("circuit")
-    if found:
-        return {role: [parse_head(h) for h in heads] for role, heads in found["circuit"].items()}
+    if found := circuit_roles(claims.folder_of(name)):
+        return {role: [parse_head(h) for h in heads] for role, heads in found.items()}
     relation, reader, _ = heads_by_attention(model, prompt_set("264")[:8])
     return {"relation": relation, "object": [reader], "colour": []}
 
 
 def token_read(name: str) -> str:
     """The role of `WHERE` whose exchange turns most pictures (chapter 14), else the relation's."""
-    rows = claims.read(claims.folder_of(name)).get("arithmetic", {}).get("graft", [])
-    turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted"
-              and r["metric"] == "loose" and r["token"] in WHERE}
-    return max(turned, key=lambda token: turned[token]) if turned else "relation"
+    return read_from(claims.folder_of(name)) or "relation"
 
 
 def way(name: str, prompts: Sequence[str], seed: int = 1) -> dict:

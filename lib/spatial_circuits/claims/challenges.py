@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from ..analyses.intervals import wilson
 from . import claims
-from .judges import Evidence
+from .judges import Evidence, mean_and_range
 from .population import folder_name
 
 Tables = dict[str, dict[str, Any]]  # `claims.read`: the tables of a run by name
@@ -32,11 +32,6 @@ class Challenge:
     baseline: Callable[[Tables], str]
 
 
-def _interval(row: dict[str, Any], digits: int = 2) -> str:
-    said = f"{row['mean']:.{digits}f}"
-    return f"{said} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else said
-
-
 def _rows(rows: list[dict], **wanted: Any) -> list[dict]:
     return [r for r in rows if all(r[k] == v for k, v in wanted.items())]
 
@@ -45,7 +40,7 @@ def strict_share(tables: Tables) -> str:
     """Strict placing as a share of its ceiling, with the interval of the score."""
     strict = tables["evaluation"]["metrics"]["strict"]
     best = strict["ceiling"]
-    return _interval({k: strict[k] / best for k in ("mean", "low", "high") if k in strict})
+    return mean_and_range({k: strict[k] / best for k in ("mean", "low", "high") if k in strict})
 
 
 def first_relations(tables: Tables) -> str:
@@ -70,13 +65,13 @@ def heads_kept(tables: Tables) -> str:
     circuit = tables["circuit"]
     members = {h for heads in circuit["circuit"].values() for h in heads}
     (alone,) = _rows(circuit["tests"]["loose"], condition="circuit alone")
-    return f"{len(members)} of {circuit['heads']} heads keep {_interval(alone)}"
+    return f"{len(members)} of {circuit['heads']} heads keep {mean_and_range(alone)}"
 
 
 def worst_wording(tables: Tables) -> str:
     """The change of wording that leaves least of the relation, and how much."""
     worst = min(tables["robustness"]["ratio"], key=lambda r: r["mean"])
-    return f"{_interval(worst)} with {worst['condition']}"
+    return f"{mean_and_range(worst)} with {worst['condition']}"
 
 
 def steering(tables: Tables) -> str:
@@ -84,14 +79,14 @@ def steering(tables: Tables) -> str:
     that is best for it."""
     rows = _rows(tables["arithmetic"]["moved"], token="shape2", vector="relation", metric="loose")
     best = max(rows, key=lambda r: r["mean"])
-    return f"{_interval(best)} at k = {best['k']:g}"
+    return f"{mean_and_range(best)} at k = {best['k']:g}"
 
 
 def read_elsewhere(tables: Tables) -> str:
     """The share of pictures that follow the opposite prompt's relation word, and second shape."""
     rows = _rows(tables["arithmetic"]["graft"], condition="grafted", metric="loose")
     share = {r["token"]: r for r in rows}
-    return f"word {_interval(share['relation'])}, shape {_interval(share['shape2'])}"
+    return f"word {mean_and_range(share['relation'])}, shape {mean_and_range(share['shape2'])}"
 
 
 ABLE = ("random", "contextual")

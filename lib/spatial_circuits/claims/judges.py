@@ -68,7 +68,8 @@ def _range(row: dict, digits: int = 2) -> str:
     return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else ""
 
 
-def _mean(row: dict) -> str:
+def mean_and_range(row: dict) -> str:
+    """A row's mean, with its interval if it has one."""
     return f"{row['mean']:.2f}{_range(row)}"
 
 
@@ -111,7 +112,7 @@ def single_heads(synopsis: dict) -> Evidence:
     best = {score: _tops(synopsis, score)[:2] for score in ("relation", "object")}
     certain = all(first["p"] < 0.05 for first, _ in best.values())
     apart = all(first["mean"] >= APART * second["mean"] for first, second in best.values())
-    said = [f"{score} head {first['name']} {_mean(first)}, "
+    said = [f"{score} head {first['name']} {mean_and_range(first)}, "
             f"next {second['name']} {second['mean']:.2f}"
             for score, (first, second) in best.items()]
     return judged(certain and apart, "; ".join(said))
@@ -159,7 +160,7 @@ def moved(circuit: dict) -> Evidence:
     ours, control = (_sure(_row(circuit["injection"], condition=c, metric="loose"))
                      for c in ("relation 1", "random 1"))
     above = ours["low"] > control["high"]
-    said = (f"opposite relation injected at scale 1: obeyed in {_mean(ours)}, "
+    said = (f"opposite relation injected at scale 1: obeyed in {mean_and_range(ours)}, "
             f"random vector of equal norm {control['mean']:.2f}")
     return judged(above and ours["mean"] >= 0.5, said)
 
@@ -199,9 +200,9 @@ def token(tokens: dict, arithmetic: dict) -> Evidence:
     turns = by_shape2["mean"] >= 0.5 and by_shape2["low"] > by_word["high"]
     whole = max(intact["mean"], 1e-9)
     hides = word["mean"] / whole >= 0.75 and shape2["mean"] / whole <= 0.5
-    said = (f"exchanged for the opposite prompt's, shape2 turns {_mean(by_shape2)} of the "
-            f"pictures, the relation word {_mean(by_word)}; loose {intact['mean']:.2f}, "
-            f"relation word hidden {_mean(word)}, shape2 hidden {_mean(shape2)}")
+    said = (f"exchanged for the opposite prompt's, shape2 turns {mean_and_range(by_shape2)} of the "
+            f"pictures, the relation word {mean_and_range(by_word)}; loose {intact['mean']:.2f}, "
+            f"relation word hidden {mean_and_range(word)}, shape2 hidden {mean_and_range(shape2)}")
     return judged(turns and hides, said)
 
 
@@ -243,7 +244,7 @@ def steered(arithmetic: dict) -> Evidence:
     and more than by shuffled vectors at theirs."""
     best = {role: _best_scale(arithmetic["moved"], role) for role in ("shape2", "relation")}
     ours, control = best["shape2"]
-    said = [f"{role}: {_mean(ours)} at k = {ours['k']:g}, shuffled {control['mean']:.2f}"
+    said = [f"{role}: {mean_and_range(ours)} at k = {ours['k']:g}, shuffled {control['mean']:.2f}"
             for role, (ours, control) in best.items()]
     holds = ours["mean"] >= 0.5 and ours["low"] > control["high"]
     return judged(holds, f"obeyed: {'; '.join(said)}")
@@ -254,7 +255,8 @@ def _the(robustness: dict) -> tuple[dict, str]:
     after, before = (_row(robustness["effects"], condition=c, metric="loose")
                      for c in ("T3 the", "T0"))
     ratio = _row(robustness["ratio"], condition="T3 the")
-    return ratio, f"loose {before['mean']:.2f} to {after['mean']:.2f}, ratio {_mean(ratio)}"
+    said = f"loose {before['mean']:.2f} to {after['mean']:.2f}, ratio {mean_and_range(ratio)}"
+    return ratio, said
 
 
 def broken(robustness: dict) -> Evidence:

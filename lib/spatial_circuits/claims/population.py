@@ -15,6 +15,7 @@ from ..model.store import HERE
 from . import claims
 
 CARRIES = 0.5  # a token set carries a part of the relation if it moves it in this share of pictures
+TOKEN_SITES = ("relation", "shape2")   # tokens from which the relation may be read alone
 PARTS_BY_DONOR = {"side": "opposite", "axis": "turned"}
 
 
@@ -113,6 +114,23 @@ def readings(exchange: Sequence[dict[str, Any]]) -> dict[str, str]:
         read = reading(share["relation"], share["shape2"], share["relation+shape2"])
         out[part] = read if share["all"] >= CARRIES else "nowhere"
     return out
+
+
+def circuit_roles(folder: Path) -> dict[str, list[str]]:
+    """The recorded heads of each role, {"relation": ["L0H0", ...]}; empty if none are recorded.
+
+    Raises ValueError for a broken table, as `read_from` does.
+    """
+    return claims.read(folder).get("circuit", {}).get("circuit", {})
+
+
+def read_from(folder: Path) -> str | None:
+    """The one of TOKEN_SITES whose exchange turns most pictures (chapter 14); None if not
+    recorded."""
+    rows = claims.read(folder).get("arithmetic", {}).get("graft", [])
+    turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted"
+              and r["metric"] == "loose" and r["token"] in TOKEN_SITES}
+    return max(turned, key=turned.__getitem__) if turned else None
 
 
 def reading_rows(folders: Sequence[Path]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ Text tables, mean outputs of heads, relation vectors, the solver's times, roles 
 import base64
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..analyses.ablation import mean_outputs
 from ..analyses.factors import labels, partition, relation_effects, token_vectors
 from ..analyses.heads import parse_head
 from ..analyses.injection import relation_vectors
-from ..claims import claims
+from ..claims.population import TOKEN_SITES, circuit_roles, read_from
 from ..data import captions, detect, metrics, scenes
 from ..hooks.core import BRANCHES
 from ..model.pipeline import Model
@@ -28,7 +27,6 @@ from ..text.wordings import FAMILIES, reworded
 from .graphs import Graph, encoder_graph
 
 MOST_STEPS = 40          # that the page offers
-TOKEN_SITES = ("relation", "shape2")
 _EARLY = 3               # steps whose relation vectors are taken: layout is set early
 _SOLVER = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
            "solver_order": 2, "solver_type": "midpoint", "thresholding": False,
@@ -84,19 +82,6 @@ def schedules(scheduler: SchedulerMixin, most: int = MOST_STEPS) -> list[dict]:
     return out
 
 
-def circuit_roles(folder: Path) -> dict[str, list[str]]:
-    """The recorded heads of each role, {"relation": ["L0H0", ...]}; empty if none are recorded."""
-    return claims.read(folder).get("circuit", {}).get("circuit", {})
-
-
-def read_from(folder: Path) -> str | None:
-    """The token, relation or shape2, whose exchange turns most pictures; None if not recorded."""
-    rows = claims.read(folder).get("arithmetic", {}).get("graft", [])
-    turned = {r["token"]: r["mean"] for r in rows if r["condition"] == "grafted"
-              and r["metric"] == "loose" and r["token"] in TOKEN_SITES}
-    return max(turned, key=turned.__getitem__) if turned else None
-
-
 def text_contents(model: Model) -> tuple[dict, dict[str, dict]]:
     """How a page encodes sentences for the model: (description, arrays).
 
@@ -118,8 +103,6 @@ def text_contents(model: Model) -> tuple[dict, dict[str, dict]]:
                 "unknown": ids("<unk>"), "end": ids("</s>"), "maxTokens": encoder.max_tokens,
                 "graph": packed_graph(encoder_graph(encoder))}, {}
     return _table(model, table_sentences())
-
-
 
 
 def table_sentences() -> list[str]:
