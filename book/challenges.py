@@ -30,9 +30,8 @@ from spatial_circuits.claims.population import readings
 from spatial_circuits.model.store import names
 
 folders = [folder_of(name) for name in dict.fromkeys([model, *names()])]
-trained = sorted(Path("../workflow/noise_first").glob("*/text.json"))
 shipped = folders if scale == "full" else folders[:1]
-rows = challenge_rows([*shipped, *(path.parent for path in trained)])
+rows = challenge_rows(shipped)
 Markdown(challenges_page(rows, survey(shipped)))
 
 # %% [markdown]
