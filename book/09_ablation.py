@@ -645,9 +645,10 @@ records.checked().round(3)
 # %%
 instead = ("In place of a single relation head there is a set whose members cover for "
            "each other." if lost < 1 / 3 else "")
-quiet = (f"Of the other heads, {', '.join(hurt)} cost loose alone." if hurt
-         else f"Of the other heads none costs loose alone, as far as {len(prompts)} "
-         "prompts can tell.")
+others = "Of the heads but the object head"
+quiet = (f"{others}, {', '.join(hurt)} cost loose alone." if hurt
+         else f"{others} none costs loose alone, as far as {len(prompts)} prompts can "
+         "tell.")
 Markdown(f"""
 - Object head {obj}: without it shape falls from {before['shape']:.2f} to
   {eye.loc['shape', 'mean']:.2f}; it alone brings the shape ({brought['shape']}).

@@ -228,8 +228,8 @@ Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it 
 # Attention may move without a picture following. So sample: for a prompt of relation $r$, add
 # $\delta = \alpha (v_{r'} - v_r)$ at every step, in the CFG branch that reads the caption, and
 # score the picture against the *new* relation $r'$, while the prompt goes on saying the old one. First the
-# opposite. Two sites: the position embedding, where the stream begins, and the residual stream after the
-# first block. The control is $\delta$ turned by a random rotation: of the same norm at every image token.
+# opposite. Three sites: the position embedding, where the stream begins; the residual stream after the
+# first block; and that behind the last of the relation heads, where they write themselves. The control is $\delta$ turned by a random rotation: of the same norm at every image token.
 # (Half a minute.)
 
 # %%
@@ -263,6 +263,17 @@ Captioned(dose_figure("position embedding"),
 # %%
 Captioned(dose_figure("residual stream"),
           "The same, injected into the residual stream after the first block.")
+
+# %%
+depth = len(net.transformer.transformer_blocks)
+behind = min(max(layer for layer, _ in heads) + 1, depth - 1)
+deep = records(steer, quick, prompts[:22], opposite[:22], vectors, scales, layer=behind,
+               seed=seed, steps=steps, live=1)
+third = "residual stream behind the relation heads"
+results[third] = summarise(deep, ["vector", "scale"])
+Captioned(dose_figure(third),
+          f"The same, injected before layer {behind}, behind the last of the relation "
+          "heads.")
 
 # %%
 first, second = SITES
@@ -299,6 +310,9 @@ At scale 1 the new relation is obeyed in {obeyed(first, 'relation', 1)} of the p
 ({first}) and in {obeyed(second, 'relation', 1)} ({second}). The best scale is
 {best[first]:g} at the {first} ({obeyed(first, 'relation', best[first])}) and
 {best[second]:g} at the {second} ({obeyed(second, 'relation', best[second])}). {much}
+Behind the relation heads, before layer {behind}, it is obeyed in
+{obeyed(third, 'relation', best[third])} at the best scale, {best[third]:g}, and in
+{obeyed(third, 'relation', 1)} at scale 1.
 
 The random rotation is obeyed in {worst_control:.2f} at most, at any scale and site. It
 is not harmless, though: at the best scales it leaves both objects in
@@ -481,7 +495,7 @@ by_vector, by_chance = (score_at(first, kind, best[first]) for kind in KINDS)
 moves = by_vector["low"] > by_chance["high"]
 attention = "holds" if follows else "does not hold"
 pictures = ("Pictures follow as well, which the paper does not count." if moves
-            else "Pictures do not follow.")
+            else f"Pictures do not follow from the {first}.")
 order = ("The exchange of two objects is decided late, the places earlier."
          if late_swap and places_first else "No clear order in time was found.")
 Markdown(f"""
@@ -491,9 +505,11 @@ Markdown(f"""
 - {pictures} Injected into the {first}, the opposite relation is obeyed in
   {obeyed(first, 'relation', best[first])}, with a random vector of the same norm in
   {obeyed(first, 'random', best[first])}; over all exchanges in {rate[first]:.0%}, and
-  in {rate[second]:.0%} at the {second}.
+  in {rate[second]:.0%} at the {second}. Behind the relation heads it is
+  {obeyed(third, 'relation', best[third])}.
 - The scale, which the paper leaves out: best is {best[first]:g} times what the heads
-  themselves write at the {first}, {best[second]:g} times at the {second}.
+  themselves write at the {first}, {best[second]:g} times at the {second} and
+  {best[third]:g} times behind the heads.
 - {order}
 
 Not established: what of the vector matters (it holds 64 image tokens and {len(heads)}

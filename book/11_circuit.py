@@ -37,13 +37,14 @@ from spatial_circuits.analyses.patching import (
 from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.analyses.synopsis import attention_scores, synopsis
 from spatial_circuits.analyses.weight_maps import screen_words
-from spatial_circuits.book.figures import Captioned, intervals
+from spatial_circuits.book.figures import Captioned, intervals, lines
 from spatial_circuits.book.head_figures import diagram, head_grid
 from spatial_circuits.book.records import Records
+from spatial_circuits.claims import claims
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import SHAPES
 from spatial_circuits.model.sampler import STEPS
-from spatial_circuits.model.store import load
+from spatial_circuits.model.store import load, names
 from spatial_circuits.text.counterparts import PROMPT_FACTORS, counterpart
 
 net = load(model)
@@ -334,6 +335,58 @@ nothing, whose order is noise; the leading heads are what matters.
 """)
 
 # %% [markdown]
+# ## How good is each ranking, and at every size?
+#
+# <aside class="margin">
+#
+# CPR and CMD are the yardsticks of the benchmark of [Mueller et al. (2025)](bibliography.md#mueller2025mib).
+#
+# </aside>
+#
+# One circuit at one threshold can be lucky. So rank all heads four ways (synopsis, weights, patching, attribution) on every
+# fourth prompt, and on the others keep the first $k$ alone for many $k$. With $m(k)$ the relation then right, $m$ that of the
+# intact model and $m_0$ that with every head off, faithfulness is $f(k) = (m(k) - m_0) / (m - m_0)$. Its area over the share
+# of heads kept is *CPR* (large is good); the area between it and 1 is *CMD* (0 is best). *Completeness* is the area between
+# 1 and what is left as the first $k$ are taken away instead. Random orders are the null. Recorded with `spatial-circuits
+# curves`.
+
+# %%
+curves = {n: t["curves"] for n in dict.fromkeys([net.name, *names()])
+          if "curves" in (t := claims.read(claims.folder_of(n)))}
+def kept(name: str) -> pd.DataFrame:
+    """Faithfulness of the first k heads, by ranking."""
+    rows = pd.DataFrame(curves[name]["curves"]).query("way == 'keep'")
+    return rows.pivot(index="size", columns="order", values="f")
+
+Captioned(lines({n: kept(n) for n in curves}, "heads kept", "faithfulness",
+                ylim=(-0.1, 1.2)),
+          "Faithfulness of the first k heads alone, by four rankings and the mean of "
+          "random orders, on prompts that took no part in the ranking.",
+          "A panel a model, a line a ranking.") if curves else \
+    Markdown("No model here has a table of curves.")
+
+# %%
+def numbered(name: str) -> pd.Series:
+    """CPR and CMD of each ranking with their intervals."""
+    rows = pd.DataFrame(curves[name]["numbers"])
+    rows = rows[rows["number"].isin(["CPR", "CMD"])].set_index(["number", "order"])
+    return rows.apply("{value:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
+
+pd.DataFrame({n: numbered(n) for n in curves})
+
+# %%
+def by_kind(name: str) -> pd.Series:
+    """Completeness and CPR by patching's ranking, by the kind of ablation."""
+    rows = pd.DataFrame(curves[name]["kinds"]).query("order == 'patching'")
+    rows = rows[rows["number"].isin(["CPR", "completeness"])]
+    return rows.set_index(["number", "kind"])["value"]
+
+pd.DataFrame({n: by_kind(n) for n in curves}).round(2)
+
+# %% [markdown]
+# Intervals of a ranking are over prompts, those of *random* over orders. Last table: the ranking by patching, with mean, zero
+# and resample ablation.
+#
 # ## Recorded and run again
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;

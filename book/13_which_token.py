@@ -31,8 +31,10 @@ from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.analyses.weight_maps import qk_maps
 from spatial_circuits.book.figures import Captioned, intervals, maps
 from spatial_circuits.book.head_figures import head_grid
+from spatial_circuits.book.path_figures import token_matrix
 from spatial_circuits.book.records import Records
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.population import PARTS_BY_DONOR, readings
 from spatial_circuits.claims.text_tables import PROMPT_ROLES, WINDOWS
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import prompt_set
@@ -183,6 +185,55 @@ pd.DataFrame({m: row(m, t) for m, t in recorded.items()
 # %% [markdown]
 # The table holds all shipped models for which `spatial-circuits tokens` and `arithmetic` were run. Exchanged: loose relation
 # scored against the opposite prompt.
+#
+# ## Axis and side: every token, every pair
+#
+# The opposite relation lies on the axis of the prompt's own, so that it can tell about one part of a relation only. The
+# *axis* is the line on which the objects lie, the *side* which of them lies on which end. With $\nu \in \{-1, 0, 1\}^2$ the
+# offset that the donor names and $s$ that of the picture,
+#
+# $$\text{axis: } s = \pm \nu, \qquad \text{side: } s = \nu.$$
+#
+# So there are three donors a prompt: the opposite relation, by which the side turns; one of the six others, by which the
+# axis turns; and, as the control, other words for the prompt's own relation, by which nothing should. Of each, every token
+# and every pair of tokens is put into the prompt. Recorded with `spatial-circuits exchange`, on 88 prompts.
+
+# %%
+exchanged = {m: t["exchange"] for m, t in recorded.items()
+             if "table" in t.get("exchange", {})}
+mine = next((m for m in (net.name, *exchanged) if m in exchanged), None)
+Markdown("No model here has an exchange table.") if mine is None else Captioned(
+    token_matrix(exchanged[mine]["table"]),
+    f"{mine}: share of the pictures that follow the donor, by the tokens taken from "
+    "it; Wilson's 95 % intervals over prompts, bold where it is more than the control "
+    "(p < .05, sign test over prompts, Holm's correction over all cells).",
+    "A table of tokens and pairs of tokens by three parts of the relation, shaded.")
+
+# %% [markdown]
+# The same for all models with that table: each part by the relation word, by the second shape's token and by both together.
+
+# %%
+SITES = ("relation", "shape2", "relation+shape2")
+def carried(name: str) -> dict[str, str]:
+    """Side and axis by site, with their intervals."""
+    rows = {(r["kind"], r["part"], r["tokens"]): r for r in exchanged[name]["table"]}
+    return {f"{part}: {site.replace('+', ' + ')}":
+            "{share:.2f} [{low:.2f}, {high:.2f}]".format(**rows[kind, part, site])
+            for part, kind in PARTS_BY_DONOR.items() for site in SITES}
+
+pd.DataFrame({m: carried(m) for m in exchanged}).T
+
+# %%
+def read_at(name: str) -> str:
+    """An item: from where a model reads each part."""
+    found = readings(exchanged[name]["exchange"])
+    side, axis = found["side"], found["axis"]
+    return f"- {name}: the side from *{side}*, the axis from *{axis}*."
+
+Markdown("\n".join(map(read_at, exchanged)))
+
+# %% [markdown]
+# A token counts as carrying a part if it moves it in half of the pictures.
 #
 # ## When
 #

@@ -28,6 +28,7 @@ from spatial_circuits.analyses.factors import (
 from spatial_circuits.analyses.weight_maps import qk_maps
 from spatial_circuits.book.figures import Captioned
 from spatial_circuits.book.head_figures import attention_rows, heat_tables
+from spatial_circuits.book.path_figures import two_circuits
 from spatial_circuits.claims import claims
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import RELATIONS
@@ -125,6 +126,50 @@ Markdown("\n".join(f"- Read more from **{own[token]}**: "
                    for token, group in groups.items() if group))
 
 # %% [markdown]
+# ## Axis and side through every test
+#
+# A relation has an axis and a side ([chapter 13](13_which_token.ipynb)). The same two scores for five interventions, each of
+# which has a chapter of its own: the circuit's relation heads off ([9](09_ablation.ipynb)), their output for the opposite
+# relation injected ([10](10_injection.ipynb)), the relation word or the second shape taken from the opposite prompt
+# ([13](13_which_token.ipynb)), an added *the* ([15](15_robustness.ipynb)). Where something is exchanged or injected, the side
+# is the opposite relation's, else the prompt's own; both have one axis.
+
+# %%
+SOURCES = {
+    "intact": ("circuit", "without", {"condition": "intact"}),
+    "relation heads off": ("circuit", "without", {"condition": "relation"}),
+    "injected": ("circuit", "injection", {"condition": "relation 1"}),
+    "word exchanged": ("arithmetic", "graft",
+                       {"token": "relation", "condition": "grafted"}),
+    "shape2 exchanged": ("arithmetic", "graft",
+                         {"token": "shape2", "condition": "grafted"}),
+    "with the": ("robustness", "effects", {"condition": "T3 the"})}
+
+def parted(name: str, part: str) -> dict[str, float]:
+    """Share of pictures with one part of the relation, by intervention."""
+    return {said: first(study[name].get(table, {}).get(rows, []), metric=part,
+                        **wanted)["mean"]
+            for said, (table, rows, wanted) in SOURCES.items()}
+
+both_parts = {part: pd.DataFrame({n: parted(n, part) for n in names}).T
+              for part in ("axis", "side")}
+Captioned(heat_tables(both_parts, "share of pictures", columns=1),
+          "Axis and side in six conditions, by model. Empty: not recorded.",
+          "Two heat maps, a row for each model, a column for each condition.")
+
+# %%
+axis_kept = both_parts["axis"][["word exchanged", "shape2 exchanged", "with the"]]
+broken_by_the = both_parts["axis"]["with the"] - both_parts["side"]["with the"]
+most = broken_by_the.idxmax()
+Markdown(f"""
+Whatever is exchanged, the axis stays in {axis_kept.min(axis=None):.2f} of the pictures
+or more: what turns is the side. With *the*, {most} keeps the axis in
+{both_parts['axis'].loc[most, 'with the']:.2f} and the side in
+{both_parts['side'].loc[most, 'with the']:.2f} of the pictures; in no other model do the
+two differ by more than {broken_by_the.drop(most).max():.2f}.
+""")
+
+# %% [markdown]
 # ## Seen from the heads
 #
 # For each model the head whose map of the relation effects, on the token that carries the relation, is the largest ramp: the
@@ -159,6 +204,45 @@ pd.DataFrame({n: {"token": carrier[n],
               for n in names}).T
 
 # %% [markdown]
+# ## The two circuits, drawn
+#
+# Above, a model that reads the relation's own word. *Tag* is what turns the object head's query when the relation heads are
+# told the opposite relation, divided by the way it comes: straight, or by components between (`spatial-circuits edges`).
+# Below, one that reads the second shape: the heads whose key and value at that token carry the relation, what else they
+# carry, and the share of pictures that turn when they alone are given the opposite prompt's token (`spatial-circuits
+# fused`).
+
+# %%
+drawn_from = {kind: next((n for n in names if carrier[n] == token and kind in study[n]
+                          and claims.unbiased(claims.folder_of(n))), None)
+              for kind, token in (("edges", "relation"), ("fused", "shape2"))}
+two, one = drawn_from["edges"], drawn_from["fused"]
+Markdown("No two models here have both tables.") if not (two and one) else \
+    Captioned(two_circuits(study[two]["edges"], study[one]["fused"],
+                           (f"{two}: in two stages", f"{one}: in one")),
+              "Words, heads and picture in two models. The numbers on the arrows are "
+              "measured on prompts that took no part in finding the heads.",
+              "Two diagrams, one above the other.")
+
+# %%
+def fused_item(name: str, reading: dict) -> str:
+    """What the readers of a token turn alone, beside all heads and random ones."""
+    turned = {(r["part"], r["heads"]): r for r in reading["turned"]}
+    heads = ", ".join(row["name"] for row in reading["found"]) or "none"
+    side = {who: span(turned["side", who])
+            for who in ("readers", "all heads", "random")}
+    return (f"- {name}, {reading['tokens']}: {heads}. Side turned by them alone "
+            f"{side['readers']}, by all heads {side['all heads']}, by as many random "
+            f"heads {side['random']}.")
+
+def span(row: dict) -> str:
+    """A share with its interval."""
+    return "{share:.2f} [{low:.2f}, {high:.2f}]".format(**row)
+
+Markdown("\n".join(fused_item(n, r) for n in names if "fused" in study[n]
+                   for r in study[n]["fused"]["readings"]))
+
+# %% [markdown]
 # ## Does the circuit recur?
 #
 # Circuits were found in the same way in every model for which `spatial-circuits circuit` was run: by patching alone, on one half of the prompts,
@@ -181,10 +265,11 @@ circuits
 # %%
 layers = {n: sorted({h[:2] for h in study[n]["circuit"]["circuit"]["relation"]})
           for n in circuits.index}
-twins = [(n, f"{n}-seed1") for n in circuits.index if f"{n}-seed1" in circuits.index]
+twins = [(n, m) for n in circuits.index for m in circuits.index
+         if m.startswith(f"{n}-seed")]
 items = [f"- Relation heads of {n}: layers {', '.join(v) or 'none'}."
          for n, v in layers.items()]
-items += [f"- Two seeds of {a}: the relation heads lie in "
+items += [f"- {a} and {b}, two seeds: the relation heads lie in "
           f"{'the same' if layers[a] == layers[b] else 'other'} layers; head numbers "
           "mean nothing across seeds." for a, b in twins]
 Markdown("\n".join(items))

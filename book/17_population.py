@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 17. How often, and what decides
 #
-# The chapters before this one say what *an encoder* does, and rest on one or two training runs of each, all of them
-# trained with captions that at first named the upper object first. **Does the encoder decide from which word the
+# The chapters before this one say what *an encoder* does, and rest on one to three training runs of each. **Does the encoder decide from which word the
 # relation is read, or the luck of a run? And what in the encoder decides?**
 #
 # Here are thirty-four models, trained by the recipe `noise-first` of [chapter 4](04_training.ipynb): no bias in the

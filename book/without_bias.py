@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Interlude: the circuit without the bias
+# # Interlude: with and without a bias
 #
 # The models of this book learned word order from captions that name either object first alike, as the paper's do,
 # by a recipe that begins near pure noise ([chapter 4](04_training.ipynb)). The first that this project trained did
