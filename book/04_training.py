@@ -122,9 +122,9 @@ axis, order = gain["axis"], gain["order"]
 Markdown(f"""
 A turned axis hurts most at $t = {axis.idxmax()}$ ({axis.max():.0%} more error), just
 before positions show, and less once they do ({axis[0.5]:.0%} at $t = 0.5$). A reversed
-relation hurts most at $t = {order.idxmax()}$ ({order.max():.0%}) and still by
-{order[0.5]:.0%} at $t = 0.5$: the words then contradict what can be seen, and the model
-follows them in part. A gain says that words are used, not that they are needed. At
+relation hurts most at $t = {order.idxmax()}$ ({order.max():.0%}). At $t = 0.5$, where
+it adds {order[0.5]:.0%}, the words contradict what can be seen, and the model follows
+them in part. A gain says that words are used, not that they are needed. At
 $t = 1$ it is {order[1.0]:.1%}: the best guess there is a blur around the named places,
 and the right words improve a blur only a little. The probe needs no sampling, so it
 shows learning long before pictures do; it does not say that sampled pictures are right.

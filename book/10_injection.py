@@ -229,7 +229,7 @@ Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it 
 # $\delta = \alpha (v_{r'} - v_r)$ at every step, in the CFG branch that reads the caption, and
 # score the picture against the *new* relation $r'$, while the prompt goes on saying the old one. First the
 # opposite. Three sites: the position embedding, where the stream begins; the residual stream after the
-# first block; and that behind the last of the relation heads, where they write themselves. The control is $\delta$ turned by a random rotation: of the same norm at every image token.
+# first block; and that before the layer of the object head, which reads it. The control is $\delta$ turned by a random rotation: of the same norm at every image token.
 # (Half a minute.)
 
 # %%
@@ -265,15 +265,12 @@ Captioned(dose_figure("residual stream"),
           "The same, injected into the residual stream after the first block.")
 
 # %%
-depth = len(net.transformer.transformer_blocks)
-behind = min(max(layer for layer, _ in heads) + 1, depth - 1)
-deep = records(steer, quick, prompts[:22], opposite[:22], vectors, scales, layer=behind,
-               seed=seed, steps=steps, live=1)
-third = "residual stream behind the relation heads"
+deep = records(steer, quick, prompts[:22], opposite[:22], vectors, scales,
+               layer=reader[0], seed=seed, steps=steps, live=1)
+third = "stream that the object head reads"
 results[third] = summarise(deep, ["vector", "scale"])
 Captioned(dose_figure(third),
-          f"The same, injected before layer {behind}, behind the last of the relation "
-          "heads.")
+          f"The same, injected before layer {reader[0]}, that of the object head.")
 
 # %%
 first, second = SITES
@@ -310,7 +307,7 @@ At scale 1 the new relation is obeyed in {obeyed(first, 'relation', 1)} of the p
 ({first}) and in {obeyed(second, 'relation', 1)} ({second}). The best scale is
 {best[first]:g} at the {first} ({obeyed(first, 'relation', best[first])}) and
 {best[second]:g} at the {second} ({obeyed(second, 'relation', best[second])}). {much}
-Behind the relation heads, before layer {behind}, it is obeyed in
+Before the object head, in layer {reader[0]}, it is obeyed in
 {obeyed(third, 'relation', best[third])} at the best scale, {best[third]:g}, and in
 {obeyed(third, 'relation', 1)} at scale 1.
 
@@ -505,11 +502,11 @@ Markdown(f"""
 - {pictures} Injected into the {first}, the opposite relation is obeyed in
   {obeyed(first, 'relation', best[first])}, with a random vector of the same norm in
   {obeyed(first, 'random', best[first])}; over all exchanges in {rate[first]:.0%}, and
-  in {rate[second]:.0%} at the {second}. Behind the relation heads it is
+  in {rate[second]:.0%} at the {second}. Before the object head it is
   {obeyed(third, 'relation', best[third])}.
 - The scale, which the paper leaves out: best is {best[first]:g} times what the heads
   themselves write at the {first}, {best[second]:g} times at the {second} and
-  {best[third]:g} times behind the heads.
+  {best[third]:g} times before the object head.
 - {order}
 
 Not established: what of the vector matters (it holds 64 image tokens and {len(heads)}

@@ -275,6 +275,60 @@ picture in {paths['object and colour heads']:.0%}. {two_paths}
 """)
 
 # %% [markdown]
+# ## Edge by edge
+#
+# Those arrows join groups. One backward pass scores *all* edges, from the output of each component (heads of both attentions,
+# MLPs, the words) to each query, key, value and MLP that reads the residual stream later: with $d_u$ what sender $u$ writes in
+# the clean run minus in the counterpart's, and $\ell$ the distance to the clean prediction, the share of edge $(u, r)$ is
+# $-d_u \cdot \partial \ell / \partial(\text{input of } r)$, averaged over texts between the two prompts. The null permutes which
+# prompt's change meets which prompt's gradient, and keeps the best of all edges. Recorded with `spatial-circuits edges`; here
+# the strongest, for the relation.
+
+# %%
+handed = claims.read(claims.folder_of(net.name)).get("edges")
+none = Markdown("No table of edges was recorded for this model.")
+def strongest(count: int = 12) -> pd.DataFrame:
+    """The first edges with their intervals over prompts."""
+    rows = pd.DataFrame(handed["edges"]).head(count)
+    share = rows.apply("{score:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
+    return rows[["sender", "receiver"]].assign(share=share, p=rows["p"].round(3))
+
+strongest() if handed else none
+
+# %%
+def checked_edges() -> str:
+    """How many edges pass, and how far the shares are from path patching."""
+    check = handed["check"]
+    return f"""
+Of {handed['count']:,} edges {handed['passed']} pass the null (p < .05). On
+{len(check['rows'])} of them, strong and weak, exact path patching was run as well: rank
+correlation {check['rank correlation']:.2f}, mean difference {check['error']:.3f}, at
+{check['cost ratio']:.0f} times the cost."""
+
+Markdown(checked_edges()) if handed else none
+
+# %% [markdown]
+# What carries the tag from the relation heads to an object head's query? Tell the relation heads the clean relation, hold all
+# components between of a kind at what they say in the counterpart's run, and see how much of the query still turns.
+
+# %%
+def tags(reader: dict) -> pd.Series:
+    """Share of the query that turns, by the ways that are left open."""
+    rows = pd.DataFrame(reader["ways"]).set_index("way")
+    return rows.apply("{turned:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
+
+pd.DataFrame({r["reader"]: tags(r) for r in handed["readers"]}) if handed else none
+
+# %%
+def straight(reader: dict) -> str:
+    """How much of what arrives comes straight."""
+    share = {r["way"]: r for r in reader["ways"]}["straight"]
+    return ("- {reader}: {of_all:.0%} [{of_all_low:.0%}, {of_all_high:.0%}] of the tag "
+            "comes straight through the residual stream.").format(**reader | share)
+
+Markdown("\n".join(map(straight, handed["readers"]))) if handed else none
+
+# %% [markdown]
 # ## Do the ways of finding heads agree?
 #
 # Four ways, none of which uses another: the *synopsis* (where a head looks while sampling), the *weights* alone

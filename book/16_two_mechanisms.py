@@ -30,6 +30,7 @@ from spatial_circuits.book.figures import Captioned
 from spatial_circuits.book.head_figures import attention_rows, heat_tables
 from spatial_circuits.book.path_figures import two_circuits
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.population import CARRIES, readings
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import RELATIONS
 from spatial_circuits.model import store
@@ -130,7 +131,7 @@ Markdown("\n".join(f"- Read more from **{own[token]}**: "
 #
 # A relation has an axis and a side ([chapter 13](13_which_token.ipynb)). The same two scores for five interventions, each of
 # which has a chapter of its own: the circuit's relation heads off ([9](09_ablation.ipynb)), their output for the opposite
-# relation injected ([10](10_injection.ipynb)), the relation word or the second shape taken from the opposite prompt
+# relation injected where an object head reads ([10](10_injection.ipynb)), the relation word or the second shape taken from the opposite prompt
 # ([13](13_which_token.ipynb)), an added *the* ([15](15_robustness.ipynb)). Where something is exchanged or injected, the side
 # is the opposite relation's, else the prompt's own; both have one axis.
 
@@ -138,7 +139,7 @@ Markdown("\n".join(f"- Read more from **{own[token]}**: "
 SOURCES = {
     "intact": ("circuit", "without", {"condition": "intact"}),
     "relation heads off": ("circuit", "without", {"condition": "relation"}),
-    "injected": ("circuit", "injection", {"condition": "relation 1"}),
+    "injected": ("circuit", "injection_at_reader", {"condition": "relation 1"}),
     "word exchanged": ("arithmetic", "graft",
                        {"token": "relation", "condition": "grafted"}),
     "shape2 exchanged": ("arithmetic", "graft",
@@ -152,18 +153,19 @@ def parted(name: str, part: str) -> dict[str, float]:
             for said, (table, rows, wanted) in SOURCES.items()}
 
 both_parts = {part: pd.DataFrame({n: parted(n, part) for n in names}).T
-              for part in ("axis", "side")}
+              .dropna(how="all") for part in ("axis", "side")}
 Captioned(heat_tables(both_parts, "share of pictures", columns=1),
           "Axis and side in six conditions, by model. Empty: not recorded.",
           "Two heat maps, a row for each model, a column for each condition.")
 
 # %%
-axis_kept = both_parts["axis"][["word exchanged", "shape2 exchanged", "with the"]]
+axis_kept = both_parts["axis"][["word exchanged", "shape2 exchanged"]]
 broken_by_the = both_parts["axis"]["with the"] - both_parts["side"]["with the"]
 most = broken_by_the.idxmax()
 Markdown(f"""
-Whatever is exchanged, the axis stays in {axis_kept.min(axis=None):.2f} of the pictures
-or more: what turns is the side. With *the*, {most} keeps the axis in
+Whichever token is taken from the opposite prompt, the axis stays in
+{axis_kept.min(axis=None):.2f} of the pictures or more; only the side turns. With *the*,
+{most} keeps the axis in
 {both_parts['axis'].loc[most, 'with the']:.2f} and the side in
 {both_parts['side'].loc[most, 'with the']:.2f} of the pictures; in no other model do the
 two differ by more than {broken_by_the.drop(most).max():.2f}.
@@ -225,22 +227,28 @@ Markdown("No two models here have both tables.") if not (two and one) else \
               "Two diagrams, one above the other.")
 
 # %%
-def fused_item(name: str, reading: dict) -> str:
+def fused_item(name: str, reading: dict, part: str) -> str:
     """What the readers of a token turn alone, beside all heads and random ones."""
-    turned = {(r["part"], r["heads"]): r for r in reading["turned"]}
+    turned = {r["heads"]: r for r in reading["turned"] if r["part"] == part}
     heads = ", ".join(row["name"] for row in reading["found"]) or "none"
-    side = {who: span(turned["side", who])
-            for who in ("readers", "all heads", "random")}
-    return (f"- {name}, {reading['tokens']}: {heads}. Side turned by them alone "
-            f"{side['readers']}, by all heads {side['all heads']}, by as many random "
-            f"heads {side['random']}.")
+    readers, every, some = (span(turned[who]) for who in ("readers", "all heads",
+                                                          "random"))
+    return (f"- {name}, {reading['tokens']}, {part}: {heads} alone turn {readers} "
+            f"(p = {turned['readers']['p']:.2f}), all heads {every}, as many random "
+            f"heads {some}.")
 
 def span(row: dict) -> str:
     """A share with its interval."""
     return "{share:.2f} [{low:.2f}, {high:.2f}]".format(**row)
 
-Markdown("\n".join(fused_item(n, r) for n in names if "fused" in study[n]
-                   for r in study[n]["fused"]["readings"]))
+def turns(reading: dict, part: str) -> bool:
+    """Whether the token turns this part at all, for all heads together."""
+    return any(r["share"] >= 0.5 for r in reading["turned"]
+               if r["part"] == part and r["heads"] == "all heads")
+
+Markdown("\n".join(fused_item(n, r, part) for n in names if "fused" in study[n]
+                   for r in study[n]["fused"]["readings"]
+                   for part in ("side", "axis") if turns(r, part)))
 
 # %% [markdown]
 # ## Does the circuit recur?
@@ -294,7 +302,7 @@ raw = {n: relation_share(n, "shape2", "encoder") for n in contextual}
 inverted = {n: wording(n, "I1 inverted") for n in names}
 turned = {n: carries[n] for n in names}
 pure = [n for n in names
-        if turned[n][carrier[n]] >= 0.8 and min(turned[n].values()) <= 0.1]
+        if turned[n][carrier[n]] >= CARRIES and min(turned[n].values()) <= 0.1]
 mixed = [n for n in names if n not in pure]
 broken = [n for n in names if the[n]["mean"] < 0.75]
 spared = [n for n in names if the[n]["mean"] >= 0.75]
@@ -362,14 +370,19 @@ if broken and set(broken) == set(from_shape):
 elif broken:
     breaks = (f"*The* breaks {listed(broken)}, which does not follow the token that is "
               "read.")
+parts_read = {n: readings(study[n]["exchange"]["exchange"]) for n in names
+              if "exchange" in study[n]}
+apart = listed(f"{n} (side {at['side']}, axis {at['axis']})"
+               for n, at in parts_read.items())
 Markdown(f"""
 - {occur}
+- Side and axis are read apart: {apart}.
 - {between}
 - {seeds}
 - {breaks}
 
-Not established here: how often each mechanism is learned, since one or two seeds of an
-encoder say little, and what in an encoder decides.
+Not established here: how often each mechanism is learned, since one to three seeds of
+an encoder say little, and what in an encoder decides.
 [Chapter 17](17_population.ipynb) takes both up with more runs, and with an encoder
 whose fusion is turned up by hand. That the share after the caption MLP is cause rather
 than consequence is open.

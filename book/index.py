@@ -64,9 +64,11 @@ Markdown(f"""
    weights of one head, draw a ramp over the picture for {n.ramps} words in {n.random}
    runs with random tokens (<a href="07_relation_head.html#figure-2">Figure 7.2</a>).
    {line["C6"]}
-3. Added by hand to the position embedding, what the relation heads write for the
-   opposite relation is obeyed in {n.obeyed} of the pictures, a random vector of equal
-   norm in {n.control} at most (<a href="10_injection.html#figure-4">Figure 10.4</a>).
+3. Added by hand where the object head reads, what the relation heads write for the
+   opposite relation is obeyed in {n.at_reader} of the pictures, a random vector of
+   equal norm in {n.control} at most
+   (<a href="10_injection.html#figure-6">Figure 10.6</a>); added to the position
+   embedding, in {n.obeyed}.
    {line["C8"]}
 4. Without the one head that looks most at the relation word, the share of pictures with
    the right relation falls by {n.alone} at most; without all relation heads of the

@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from spatial_circuits.claims import claims
 from spatial_circuits.claims.cards import HEADER, card, read_parts, write_card, zoo
 from spatial_circuits.claims.population import (
     conditional_scores,
+    folder_name,
     group,
     how_often,
     order_of_learning,
@@ -212,6 +214,11 @@ def test_the_cards_that_ship_are_those_of_the_files():
         folder = find_model(name)
         assert (folder / "README.md").read_text() == card(folder), name
         verify(folder)
+
+
+def test_a_shipped_model_keeps_its_name_by_a_relative_path(monkeypatch):
+    monkeypatch.chdir(store.HERE.parent)
+    assert folder_name(Path("pretrained/rte")) == folder_name(find_model("rte")) == "rte"
 
 
 def test_what_ships_in_the_package_stays_small():

@@ -56,8 +56,9 @@ def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
     assert record["prompts"] + record["discovery_prompts"] == 6 and record["heads"] == len(heads_of(rte_model))
     assert all(record["circuit"][role] for role in ("relation", "object", "colour"))
     assert {"intact", "circuit alone", "nothing"} <= {r["condition"] for r in record["tests"]["loose"]}
-    assert {"relation 1", "random 1"} <= {r["condition"] for r in record["injection"]}
-    for part in ("injection", "without"):
+    for site in ("injection", "injection_at_reader"):
+        assert {"relation 1", "random 1"} <= {r["condition"] for r in record[site]}
+    for part in ("injection", "injection_at_reader", "without"):
         assert {"axis", "side"} < {r["metric"] for r in record[part]}
 
 

@@ -18,7 +18,8 @@ from ..claims.judges import Evidence
 from ..claims.population import folder_name
 
 SHORT = {"C1": "Learned to the ceiling", "C2": "Relation learned last",
-         "C3": "Bag of words: half, quarter", "C4": "Three layers fail", "C5": "One head for each score",
+         "C3": "Bag of words: half, quarter", "C4": "Three layers fail",
+         "C5": "One head for each score",
          "C6": "A ramp before a picture", "C7": "Object head late, shape only",
          "C8": "Relation written by hand", "C9": "Two heads matter alone",
          "C10": "Read from the second shape", "C11": "Relation explains that token",

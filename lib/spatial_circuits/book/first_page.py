@@ -39,6 +39,7 @@ class Numbers(NamedTuple):
     ramps: str
     obeyed: str
     control: str
+    at_reader: str
     alone: str
     together: str
     by_shape2: str
@@ -58,12 +59,15 @@ def numbers(folders: Sequence[Path]) -> Numbers:
     random, contextual = ([t for f, t in tables.items() if kinds[f] == kind] for kind in _ORDERED)
     exchanged = [t["arithmetic"] for t in contextual if "arithmetic" in t]
     written = [t["circuit"]["injection"] for t in random if "circuit" in t]
+    read = [t["circuit"]["injection_at_reader"] for t in random
+              if "injection_at_reader" in t.get("circuit", {})]
     lost = _having(random, "ablation", "synopsis", "circuit")
     return Numbers(
         len(ordered), len(_having(random, "screen")), len(exchanged),
         _extreme(ordered, min), _extreme(bags, min), _ramps(random),
         _extreme([_one(rows, condition="relation 1") for rows in written], min),
-        _extreme([_one(rows, condition="random 1") for rows in written], max),
+        _extreme([_one(rows, condition="random 1") for rows in (*written, *read)], max),
+        _extreme([_one(rows, condition="relation 1") for rows in read], min),
         _extreme([_change(_alone(t)) for t in lost], max),
         _extreme([_change(_together(t)) for t in lost], min),
         _turned(exchanged, "shape2"), _turned(exchanged, "relation"),

@@ -54,7 +54,8 @@ def folder_name(folder: Path) -> str:
     it ships with the package; else COLLECTION/NAME."""
     if folder.name == "model":
         return folder.parent.name
-    return folder.name if folder.parent == HERE else f"{folder.parent.name}/{folder.name}"
+    shipped = folder.resolve().parent == HERE.resolve()
+    return folder.name if shipped else f"{folder.parent.name}/{folder.name}"
 
 
 def how_often(rows: pd.DataFrame, by: Sequence[str] = ("claim", "group")) -> pd.DataFrame:

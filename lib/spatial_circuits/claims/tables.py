@@ -21,7 +21,14 @@ from ..analyses.curves import (
     random_orders,
     rankings,
 )
-from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
+from ..analyses.heads import (
+    INTACT,
+    Head,
+    head_conditions,
+    head_name,
+    heads_of,
+    parse_head,
+)
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
 from ..analyses.locate import Locator
@@ -161,7 +168,8 @@ def _split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
                 mean: Tensor | None = None, progress: bool = False) -> dict:
     """The circuit found on every fourth prompt and tested on the rest; and relations moved by
-    injection (chapters 10, 11).
+    injection into the position embedding, and before the layer of the first object head, which
+    reads them (chapters 10, 11).
 
     Raises ValueError for fewer than four prompts, or a model that never obeys a relation.
     """
@@ -169,7 +177,6 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
         raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
                          "fourth and tested on the rest")
     discovery, held_out = _split(prompts)
-    targets = REVERSE[relations_said(held_out)].tolist()
     require_obeyed(model, held_out, per_prompt, seed)
     circuit = find_circuit(model, discovery)
     mean = mean_outputs(model, prompt_set("264")) if mean is None else mean
@@ -177,8 +184,7 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
     tested = tests(model, held_out, circuit.heads, mean, **options)
     sets = {role: getattr(circuit, role) for role in CIRCUIT_ROLES}
     together = ablate(model, held_out, sets, mean=mean, **options)
-    vectors = relation_vectors(model, prompt_set("264"), circuit.relation)[:, EARLY_STEPS].mean(1)
-    moved = steer(model, held_out, targets, vectors, (0, 1), "position embedding", **options)
+    moved, read = injected(model, held_out, circuit.relation, circuit.object, **options)
     return {"prompts": len(held_out), "discovery_prompts": len(discovery),
             "images_per_prompt": per_prompt, "seed": seed,
             "circuit": {role: [head_name(*h) for h in heads] for role, heads in sets.items()},
@@ -186,7 +192,19 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
             "tests": {m: records(shares(tested, m).rename_axis("condition"))
                       for m in ("loose", "shape", "unique_binding")},
             "without": records(effects(together, OUTCOMES)),
-            "injection": metric_means(moved, "condition")}
+            "injection": metric_means(moved, "condition"),
+            "injection_at_reader": metric_means(read, "condition")}
+
+
+def injected(model: Model, prompts: Sequence[str], relation: Sequence[Head],
+             readers: Sequence[Head], **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What relation heads write for the opposite relation, injected into the position embedding,
+    and before the layer of the first reader; frames of `steer`. Raises as it does."""
+    targets = REVERSE[relations_said(prompts)].tolist()
+    vectors = relation_vectors(model, prompt_set("264"), relation)[:, EARLY_STEPS].mean(1)
+    first, read = (steer(model, prompts, targets, vectors, (0, 1), layer=layer, **options)
+                   for layer in (0, min(layer for layer, _ in readers)))
+    return first, read
 
 
 def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int = 12,
