@@ -678,11 +678,12 @@ prompts hides.
 #           "second half": ("relation", None, range(half, steps))}
 # hidden = mask_roles(quick, prompts[:8], groups, seed=seed, steps=steps)
 # means = hidden.groupby("condition")[["unique_binding", "loose"]].mean()
-# lost = means.loc["intact"] - means
-# assert lost.loc["first half", "loose"] > 0.3 and lost.loc["second half", "loose"] < 0.3
-# assert (lost["loose"] >= lost["unique_binding"]).all()  # binding never loses more
+# lost = (means.loc["intact"] - means).drop("intact")
+# late = means.loc["second half"]
+# assert (lost["loose"] > 0.1).all()
+# assert late["loose"] == late["unique_binding"]  # both objects there: the relation right
 # ```
 #
-# In the first half, while the picture is noise; later the places stand and little or nothing is lost. Where no place is told,
-# an object is also missing or doubled more often: *unique binding* falls with the relation.
+# In both. Hidden late, it costs objects and no sides: where they stand was decided before, but heads that find no relation word
+# say nothing of a place, and shapes fail. Hidden early, it can still set the side in the steps that are left.
 # :::

@@ -10,7 +10,7 @@ PROMPTS = ["red square is above blue circle", "blue triangle is to the left of r
 
 @pytest.fixture(scope="module")
 def model():
-    return load("rte")
+    return load("rte-biased")
 
 
 def test_only_the_tokens_of_the_role_change(rte):

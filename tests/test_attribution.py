@@ -29,7 +29,7 @@ def test_the_text_carries_all_of_it(tiny, factor):
 
 @pytest.mark.parametrize("factor", ["relation", "shape"])
 def test_it_ranks_the_heads_of_a_trained_model_as_patching_does(factor, one_thread):
-    net = load("rte")
+    net = load("rte-biased")
     sets = named_heads(heads_of(net))
     exact = prediction_effects(net, PROMPTS, factor, sets, every=4).mean()
     found = attribute(net, PROMPTS, factor, every=4).mean()[list(sets)]

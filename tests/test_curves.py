@@ -136,7 +136,7 @@ def test_what_is_removed_best_first_is_the_rest_of_what_is_kept(tiny, monkeypatc
 
 def test_resampled_heads_speak_for_the_other_prompt():
     """With every head resampled the picture is the donor's, and scored against the prompt."""
-    rte = load("rte").fast()
+    rte = load("rte-biased").fast()
     told = ["red square is above blue circle", "red square is below blue circle"]
     frame = keep_and_remove(rte, told, {"a": heads_of(rte)}, [0, 24], "resample")
     loose = frame.groupby("condition")["loose"].mean()
@@ -147,7 +147,7 @@ def test_resampled_heads_speak_for_the_other_prompt():
 @pytest.mark.parametrize("kind", ["zero", "resample"])
 def test_a_member_that_does_nothing_is_worth_nothing(kind):
     """Of all heads of a trained model the relation head is worth most, some nothing."""
-    rte = load("rte").fast()
+    rte = load("rte-biased").fast()
     told = ["red square is above blue circle", "red square is below blue circle"]
     found = minimality(rte, told, heads_of(rte), kind, seed=2)
     assert found["name"].iloc[-1] == "" and found["loss"].iloc[-1] == pytest.approx(1)
@@ -177,7 +177,7 @@ def test_bad_input_is_refused_before_sampling(tiny):
 
 
 def test_each_method_ranks_every_head_and_puts_a_carrier_first():
-    rte = load("rte").fast()
+    rte = load("rte-biased").fast()
     found = rankings(rte, prompt_set("264")[:4], every=4, steps=8)
     assert list(found) == ["patching", "attribution", "synopsis", "screen"]
     assert all(sorted(order) == heads_of(rte) for order in found.values())

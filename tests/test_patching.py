@@ -458,7 +458,7 @@ def test_scouting_takes_heads_that_look_at_the_relation_and_turn_the_object_head
 
 
 def test_the_shipped_model_has_a_small_circuit(one_thread):
-    net = load("rte")
+    net = load("rte-biased")
     found = circuit.find_circuit(net, [PROMPTS[0], "blue circle is to the right of red triangle"],
                                  limit=4, steps=2)
     assert 3 <= len(found.heads) < len(heads_of(net)) / 2

@@ -17,7 +17,7 @@ PROMPTS = prompt_set("264")[3::33]
 
 @pytest.fixture(scope="module")
 def rte():
-    return load("rte").fast()
+    return load("rte-biased").fast()
 
 
 def plain(record: dict) -> dict:

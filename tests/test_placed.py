@@ -224,7 +224,7 @@ def test_the_commands_run_a_prompts_file_on_a_pipeline(folder, tmp_path, capsys)
 
 
 def test_our_model_with_our_detector_gives_what_the_book_measures():
-    ours = load("rte")
+    ours = load("rte-biased")
     prompts = ["red square is above blue circle", "blue triangle is to the left of red circle"]
     frame = placed_ablation(ours, prompts, {}, by_detector, per_prompt=2, seed=1)
     from spatial_circuits.analyses.evaluation import evaluate

@@ -60,7 +60,7 @@ def test_it_is_written_as_an_endless_film(frames, tmp_path, ending):
 
 def test_the_head_is_the_one_with_the_largest_ramp(tiny):
     from spatial_circuits.model.store import load
-    assert share.strongest_ramp(load("rte"), "red square is above blue circle") == (0, 0)
+    assert share.strongest_ramp(load("rte-biased"), "red square is above blue circle") == (0, 0)
     with pytest.raises(ValueError, match="'red square' says no relation"):
         share.strongest_ramp(tiny, "red square")
 

@@ -12,7 +12,7 @@ from spatial_circuits.model.store import load
 
 @pytest.fixture(scope="module")
 def rte_model():
-    return load("rte").fast()
+    return load("rte-biased").fast()
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def plain(record: dict) -> dict:
 
 
 def test_screen_lists_every_head_and_direction_word():
-    model = load("rte")
+    model = load("rte-biased")
     rows = plain(study.run_screen(model, prompt_set("264")))["heads"]
     assert len(rows) == 24 * len({r["word"] for r in rows})
     assert {r["word"] for r in rows} >= {"above", "below", "left", "right"}

@@ -20,7 +20,7 @@ from spatial_circuits.model.store import load
 
 def run(tmp_path, command: str, *options: str) -> dict:
     out = tmp_path / "x.json"
-    assert cli.main([command, "--model", "rte", "--limit", "2", "--json", str(out), *options]) == 0
+    assert cli.main([command, "--model", "rte-biased", "--limit", "2", "--json", str(out), *options]) == 0
     return json.loads(out.read_text())
 
 
@@ -39,7 +39,7 @@ def test_tokens_has_every_role_and_window(tmp_path):
 
 def test_windows_of_a_role_are_that_roles_alone():
     """Hidden in each window on its own: the first steps alone change what the late ones leave as it was."""
-    net, prompts = load("rte"), prompt_set("22")[:2]
+    net, prompts = load("rte-biased"), prompt_set("22")[:2]
     both = mask_roles(net, prompts, {"a": ("relation", None), "b": ("relation", None, [0]), "c": ("shape2", None, [0, 1])}, steps=2)
     alone = {k: mask_roles(net, prompts, {k: g}, steps=2) for k, g in
              {"a": ("relation", None), "b": ("relation", None, [0]), "c": ("shape2", None)}.items()}
@@ -57,7 +57,7 @@ def test_factors_needs_no_sampling_and_names_every_head(tmp_path):
 
 
 def test_robustness_reports_what_it_could_not_read(tmp_path):
-    net = load("rte")
+    net = load("rte-biased")
     found = run_robustness(net, prompt_set("264")[:16], families=["T0", "T3 the", "typo"])
     assert "typo" in found["unread"] and {r["condition"] for r in found["ratio"]} == {"T0", "T3 the"}
     assert next(r["mean"] for r in found["ratio"] if r["condition"] == "T0") == 1
@@ -72,13 +72,13 @@ def test_a_command_refuses_an_unknown_model(capsys):
 def test_shares_of_nothing_are_refused():
     """The one picture is wrong, so that its shares would be 0 / 0: NaN is no JSON."""
     with pytest.raises(ValueError, match="obeys the relation of none of 1 prompts"):
-        run_tokens(load("rte"), prompt_set("22")[:1], windows=False)
+        run_tokens(load("rte-biased"), prompt_set("22")[:1], windows=False)
 
 
 @pytest.fixture
 def no_sampling(monkeypatch):
     """The shipped model; fails the test if anything is sampled."""
-    net = load("rte")
+    net = load("rte-biased")
     monkeypatch.setattr(net.transformer, "forward", lambda *_, **__: pytest.fail("sampling began"))
     return net
 
@@ -102,7 +102,7 @@ def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monke
 
 
 def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
-    record = text_tables.run_subspaces(load("rte"), prompt_set("264")[:16:2], iterations=2, ranks=[1])
+    record = text_tables.run_subspaces(load("rte-biased"), prompt_set("264")[:16:2], iterations=2, ranks=[1])
     kinds = {"whole vector", "learned 1", "means 1", "random 1"}
     assert {(r["site"], r["tested"], r["subspace"]) for r in record["effects"]} == {
         (site, tested, k) for site in ("relation", "shape2", "query of L1H3")
@@ -112,4 +112,4 @@ def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
     assert whole == pytest.approx([1, 1], abs=1e-4)
     json.dumps(record, allow_nan=False)
     with pytest.raises(ValueError, match="3 prompts are too few"):
-        text_tables.run_subspaces(load("rte"), prompt_set("264")[:3])
+        text_tables.run_subspaces(load("rte-biased"), prompt_set("264")[:3])

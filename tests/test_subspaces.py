@@ -20,7 +20,7 @@ OTHERS = prompt_set("264")[44:50]
 
 @pytest.fixture(scope="module")
 def net():
-    return load("rte")
+    return load("rte-biased")
 
 
 def test_the_whole_query_is_what_patching_the_query_does(net):
