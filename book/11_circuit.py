@@ -317,7 +317,13 @@ def tags(reader: dict) -> pd.Series:
     rows = pd.DataFrame(reader["ways"]).set_index("way")
     return rows.apply("{turned:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
 
-pd.DataFrame({r["reader"]: tags(r) for r in handed["readers"]}) if handed else none
+def by_way() -> pd.DataFrame:
+    """Readers as columns, ways as rows."""
+    most = max(handed["readers"], key=lambda r: len(r["ways"]))
+    table = pd.DataFrame({r["reader"]: tags(r) for r in handed["readers"]})
+    return table.reindex([w["way"] for w in most["ways"]]).fillna("-")
+
+by_way() if handed else none
 
 # %%
 def straight(reader: dict) -> str:
@@ -427,6 +433,18 @@ def numbered(name: str) -> pd.Series:
     return rows.apply("{value:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
 
 pd.DataFrame({n: numbered(n) for n in curves})
+
+# %%
+def beyond_chance(name: str, number: str = "CPR") -> str:
+    """The rankings whose interval lies above that of random orders, and the others."""
+    rows = pd.DataFrame(curves[name]["numbers"]).query("number == @number")
+    rows = rows.set_index("order")
+    better = rows["low"] > rows.loc["random", "high"]
+    yes, no = (", ".join(rows.index[some & (rows.index != "random")]) or "none"
+               for some in (better, ~better))
+    return f"- {name}: better than random orders, {yes}; not surely better, {no}."
+
+Markdown("\n".join(map(beyond_chance, curves)))
 
 # %%
 def by_kind(name: str) -> pd.Series:

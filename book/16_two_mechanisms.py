@@ -334,7 +334,7 @@ items += [f"""- **What training makes of it shows after the caption MLP.** The
 if "t5-untrained" in names:
     does = "does" if "t5-untrained" in from_shape else "does not do"
     items += [f"""- **Pretraining is not the cause.** t5-untrained, whose weights are
-  random, {does} what the paper's T5 does."""]
+  random, {does} what the paper's T5 does: it reads the side from the second shape."""]
 both_read = listed(n for n in spared if n in mixed)
 among = (f"; {both_read} among them, which reads both tokens" if both_read != "none"
          else "")
@@ -376,7 +376,7 @@ apart = listed(f"{n} (side {at['side']}, axis {at['axis']})"
                for n, at in parts_read.items())
 Markdown(f"""
 - {occur}
-- Side and axis are read apart: {apart}.
+- Where each part is read: {apart}.
 - {between}
 - {seeds}
 - {breaks}

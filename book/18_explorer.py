@@ -37,7 +37,8 @@ prompts = everything[:16] if full else everything[:2]
 
 nets = {model: load(model).fast()}
 heads = {model: heads_by_role(model, nets[model])}
-benches = {model: Workbench(nets[model], heads[model]["relation"])}
+benches = {model: Workbench(nets[model], heads[model]["relation"],
+                            readers=heads[model]["object"])}
 
 # %% [markdown]
 # ## The model in your hands

@@ -25,6 +25,7 @@ from spatial_circuits.analyses.injection import relation_vectors, steer
 from spatial_circuits.analyses.weight_maps import screen_words
 from spatial_circuits.book.figures import Captioned, grid, lines
 from spatial_circuits.book.head_figures import attention_rows
+from spatial_circuits.book.ways import heads_by_role
 from spatial_circuits.data.metrics import prompt_set, score
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
 from spatial_circuits.hooks.attach import hooked
@@ -156,14 +157,15 @@ text encoder, and on the luck of a training run: [chapter 13](13_which_token.ipy
 # ## 7. Write a relation in
 #
 # What do the three heads write for each relation? Take the mean over prompts, and add the difference of two relations to the
-# position embedding, while the prompt goes on saying "above".
+# residual stream where the object head of [chapter 8](08_object_head.ipynb) reads it, while the prompt goes on saying "above".
 
 # %%
 balanced = prompt_set("264")[:22]  # every phrase once
 vectors = relation_vectors(net, balanced, heads).mean(1)  # over steps: [8, place, D]
 wanted = [RELATIONS.index(r) for r in ("above", "below", "left", "right")]
 change = vectors[wanted] - vectors[relations_said([told])]
-with hooked(net.transformer, AddResidual(change)):
+reads = min(layer for layer, _ in heads_by_role(model, net)["object"])
+with hooked(net.transformer, AddResidual(change, layer=reads)):
     injected = net.images([told] * 4, [seed] * 4)
 Captioned(grid(injected, [f"written in: {RELATIONS[r]}" for r in wanted], 4),
           f"\"{told}\" with one seed; the difference of two relations is added once.")
@@ -177,7 +179,7 @@ Captioned(grid(injected, [f"written in: {RELATIONS[r]}" for r in wanted], 4),
 doses = [0, 0.5, 1, 1.5, 2] if scale == "full" else [0, 2]
 few = some[:8]
 targets = [int(REVERSE[r]) for r in relations_said(few)]
-frame = steer(net, few, targets, vectors, doses, "position embedding", seed=seed)
+frame = steer(net, few, targets, vectors, doses, layer=reads, seed=seed)
 curve = frame.pivot_table("loose", "scale", "vector", aggfunc="mean")
 Captioned(lines(curve, "dose", "opposite relation obeyed", ylim=(-0.02, 1.02)),
           f"Share of pictures that show the relation written in, the opposite of what "

@@ -43,7 +43,7 @@ def halved(lively):
 
 @pytest.fixture(scope="module")
 def exported(halved):
-    return graphs.transformer_graph(halved, 128)
+    return graphs.transformer_graph(halved, 128, layer=1)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ EDITS = {
              lambda x: x["scale"].__setitem__((1, 0, 1), 0)),
     "hidden": (lambda x: [MaskKeys(torch.tensor([[False, True, False, False, True, False]]))],
                lambda x: x["mask"].__setitem__((1, torch.tensor([1, 4])), 0)),
-    "added": (lambda x: [AddResidual(x["added"][1])], lambda x: None),
+    "added": (lambda x: [AddResidual(x["added"][1], layer=1)], lambda x: None),
 }
 
 

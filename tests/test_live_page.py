@@ -83,7 +83,7 @@ def tab(browser, page):
 def bench():
     model = load(MODEL)
     heads = circuit_roles(model.folder)
-    return Workbench(model, [parse_head(h) for h in heads["relation"]])
+    return Workbench(model, [parse_head(h) for h in heads["relation"]], readers=[parse_head(h) for h in heads["object"]])
 
 
 def agree(tab: Tab, bench: Workbench, prompt: str, change: Change) -> None:

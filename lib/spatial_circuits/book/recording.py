@@ -44,7 +44,7 @@ class Change:
     hidden: roles of tokens that no head sees.
     relation: index into RELATIONS of another relation that is written in; None for none.
     site: where it is written. "stream" adds what the relation heads write for it, minus what they
-        write for the prompt's own, to the residual stream before layer 0 (the position embedding);
+        write for the prompt's own, to the residual stream before the `layer` of the bench;
         "relation" and "shape2" change that token's embedding from the old relation to the new one.
     scale: how often the new relation is added; 1 is once.
     """
@@ -74,11 +74,16 @@ class Change:
 
 
 class Workbench:
-    """A model with what its changes need, made at first use and kept."""
+    """A model with what its changes need, made at first use and kept.
+
+    Relations are written into the stream before the `layer` of the first of the `readers`, the
+    object heads, or into the position embedding (0) if none are known (chapter 10).
+    """
 
     def __init__(self, model: Model, relation_heads: Heads = (),
-                 prompts: Sequence[str] | None = None, steps: int = STEPS):
+                 prompts: Sequence[str] | None = None, steps: int = STEPS, readers: Heads = ()):
         self.model, self.relation_heads, self.steps = model, list(relation_heads), steps
+        self.layer = min((layer for layer, _ in readers), default=0)
         self.prompts = prompts or prompt_set("264")
         self._effects: dict[str, Tensor] = {}
 
@@ -179,7 +184,7 @@ def record(bench: Workbench, prompts: Sequence[str], changes: dict[str, Change],
     if any(map(any, hidden)):
         hooks.append(MaskKeys(torch.tensor(hidden)))
     if any(c.writes(where_tokens=False) for c in every):
-        hooks.append(AddResidual(_added(bench, prompts, every)))
+        hooks.append(AddResidual(_added(bench, prompts, every), bench.layer))
     reader = RoleAttention(role_table(batch.roles[1:]), role_table(batch.roles[:1]))
     keys = [f"{p} #{i}" for i, p in enumerate(p for p in prompts for _ in every)]
     model = replace(bench.model, encoder=Prepared(["", *keys], batch))

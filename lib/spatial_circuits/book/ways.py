@@ -43,5 +43,5 @@ def way(name: str, prompts: Sequence[str], seed: int = 1) -> dict:
     found = [(r["layer"], r["head"]) for r in screened if r["token"] == reads and r["p"] < 0.05]
     if reads == "shape2" and found:
         heads["relation"] = found[:3]
-    bench = Workbench(model, heads["relation"])
+    bench = Workbench(model, heads["relation"], readers=heads["object"])
     return mechanism(bench, prompts, heads, reads, f"{name}: {WHERE[reads]}", seed)

@@ -161,10 +161,11 @@ class Explorer(w.VBox):
             try:
                 net = store.load(name).to(self.device).fast()
                 circuit = claims.read(net.folder).get("circuit", {}).get("circuit", {})
-                heads = [parse_head(h) for h in circuit.get("relation", [])]
+                heads, readers = ([parse_head(h) for h in circuit.get(role, [])]
+                                  for role in ("relation", "object"))
             except Exception as error:             # whatever a broken folder holds
                 raise ValueError(f"model {name}: {error}") from error
-            self.benches[name] = Workbench(net, heads)
+            self.benches[name] = Workbench(net, heads, readers=readers)
         return self.benches[name]
 
     def _follow_prompt(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..analyses.heads import parse_head
 from ..analyses.intervals import wilson
 from ..model.store import HERE
 from . import claims
@@ -123,6 +124,13 @@ def circuit_roles(folder: Path) -> dict[str, list[str]]:
     Raises ValueError for a broken table, as `read_from` does.
     """
     return claims.read(folder).get("circuit", {}).get("circuit", {})
+
+
+def injection_layer(folder: Path) -> int:
+    """The layer before which a relation is written in by hand: that of the first recorded object
+    head, which reads it; 0, the position embedding, if none is recorded (chapter 10)."""
+    readers = circuit_roles(folder).get("object", [])
+    return min((parse_head(h)[0] for h in readers), default=0)
 
 
 def read_from(folder: Path) -> str | None:

@@ -59,17 +59,17 @@ class OpenTransformer(nn.Module):
     latents [B, 4, 16, 16], timestep [B], text [B, T, D], mask [B, T] float (0 hides a token), scale
     [B, L, H] of each cross-attention head's output towards mean [B, L, H, N, d] (1 is as it is; 0
     puts the mean in its place, zeros for zero ablation), added [B, N, D] to the residual stream
-    before layer 0 -> prediction [B, 4, 16, 16], patterns [B, L, H, N, T]. The model given is
+    before `layer` -> prediction [B, 4, 16, 16], patterns [B, L, H, N, T]. The model given is
     changed: use a copy.
     """
 
-    def __init__(self, model: PixArtTransformer2DModel):
+    def __init__(self, model: PixArtTransformer2DModel, layer: int = 0):
         super().__init__()
         self.model = model
         self.shared: dict[str, Any] = {}
-        for layer, block in enumerate(model.transformer_blocks):
-            block.attn2.set_processor(_OpenHead(self.shared, layer))
-        model.transformer_blocks[0].register_forward_pre_hook(
+        for at, block in enumerate(model.transformer_blocks):
+            block.attn2.set_processor(_OpenHead(self.shared, at))
+        model.transformer_blocks[layer].register_forward_pre_hook(
             lambda module, args: (args[0] + self.shared["added"], *args[1:]))
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, scale: Tensor,
@@ -104,8 +104,9 @@ class _Encoder(nn.Module):
         return (states - self.mean) * self.scale
 
 
-def transformer_graph(model: PixArtTransformer2DModel, text_dim: int) -> Graph:
-    """`OpenTransformer` of a copy of the model as ONNX, batch and tokens of any number."""
+def transformer_graph(model: PixArtTransformer2DModel, text_dim: int, layer: int = 0) -> Graph:
+    """`OpenTransformer` of a copy of the model as ONNX, batch and tokens of any number; what is
+    added to the residual stream is added before `layer`."""
     blocks, heads = len(model.transformer_blocks), model.config.num_attention_heads
     size, places = model.config.sample_size, (model.config.sample_size // 2) ** 2
     dim, rows, tokens = model.config.attention_head_dim, 3, 9                 # of the example
@@ -114,7 +115,7 @@ def transformer_graph(model: PixArtTransformer2DModel, text_dim: int) -> Graph:
                torch.ones(rows, blocks, heads), torch.zeros(rows, blocks, heads, places, dim),
                torch.zeros(rows, places, model.inner_dim))
     free = [(0, 1) if name in ("text", "mask") else (0,) for name in TRANSFORMER_INPUTS]
-    return _exported(OpenTransformer(deepcopy(model).float()), example, TRANSFORMER_INPUTS,
+    return _exported(OpenTransformer(deepcopy(model).float(), layer), example, TRANSFORMER_INPUTS,
                      TRANSFORMER_OUTPUTS, free)
 
 
