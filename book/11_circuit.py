@@ -278,9 +278,9 @@ picture in {paths['object and colour heads']:.0%}. {two_paths}
 # ## Edge by edge
 #
 # Those arrows join groups. One backward pass scores *all* edges, from the output of each component (heads of both attentions,
-# MLPs, the words) to each query, key, value and MLP that reads the residual stream later: with $d_u$ what sender $u$ writes in
-# the clean run minus in the counterpart's, and $\ell$ the distance to the clean prediction, the share of edge $(u, r)$ is
-# $-d_u \cdot \partial \ell / \partial(\text{input of } r)$, averaged over texts between the two prompts. The null permutes which
+# MLPs, the words) to each query, key, value and MLP that reads the residual stream later: with $d_a$ what component $a$ writes
+# in the clean run minus in the counterpart's, and $\ell$ the distance to the clean prediction, the share of edge $(a, b)$ is
+# $-d_a \cdot \partial \ell / \partial(\text{input of } b)$, averaged over texts between the two prompts. The null permutes which
 # prompt's change meets which prompt's gradient, and keeps the best of all edges. Recorded with `spatial-circuits edges`; here
 # the strongest, for the relation.
 
@@ -404,23 +404,23 @@ nothing, whose order is noise; the leading heads are what matters.
 # </aside>
 #
 # One circuit at one threshold can be lucky. So rank all heads four ways (synopsis, weights, patching, attribution) on every
-# fourth prompt, and on the others keep the first $k$ alone for many $k$. With $m(k)$ the relation then right, $m$ that of the
-# intact model and $m_0$ that with every head off, faithfulness is $f(k) = (m(k) - m_0) / (m - m_0)$. Its area over the share
+# fourth prompt, and on the others keep the first $n$ alone for many $n$. With $m$ the share of right relations, $m(n)$ with
+# these alone and $m_0$ with every head off, faithfulness is $f(n) = (m(n) - m_0) / (m - m_0)$. Its area over the share
 # of heads kept is *CPR* (large is good); the area between it and 1 is *CMD* (0 is best). *Completeness* is the area between
-# 1 and what is left as the first $k$ are taken away instead. Random orders are the null. Recorded with `spatial-circuits
+# 1 and what is left as the first $n$ are taken away instead. Random orders are the null. Recorded with `spatial-circuits
 # curves`.
 
 # %%
 curves = {n: t["curves"] for n in dict.fromkeys([net.name, *names()])
           if "curves" in (t := claims.read(claims.folder_of(n)))}
 def kept(name: str) -> pd.DataFrame:
-    """Faithfulness of the first k heads, by ranking."""
+    """Faithfulness of the first n heads, by ranking."""
     rows = pd.DataFrame(curves[name]["curves"]).query("way == 'keep'")
     return rows.pivot(index="size", columns="order", values="f")
 
 Captioned(lines({n: kept(n) for n in curves}, "heads kept", "faithfulness",
                 ylim=(-0.1, 1.2)),
-          "Faithfulness of the first k heads alone, by four rankings and the mean of "
+          "Faithfulness of the first n heads alone, by four rankings and the mean of "
           "random orders, on prompts that took no part in the ranking.",
           "A panel a model, a line a ranking.") if curves else \
     Markdown("No model here has a table of curves.")
