@@ -32,7 +32,7 @@ from spatial_circuits.hooks.attach import hooked
 from spatial_circuits.hooks.edits import Ablate, AddResidual
 from spatial_circuits.hooks.readers import Patterns
 from spatial_circuits.model.store import load
-from spatial_circuits.text.counterparts import counterpart, relations_said
+from spatial_circuits.text.counterparts import counterpart, relations_said, restated
 
 # %% [markdown]
 # ## 1. Load
@@ -169,6 +169,15 @@ with hooked(net.transformer, AddResidual(change, layer=reads)):
     injected = net.images([told] * 4, [seed] * 4)
 Captioned(grid(injected, [f"written in: {RELATIONS[r]}" for r in wanted], 4),
           f"\"{told}\" with one seed; the difference of two relations is added once.")
+
+# %% tags=["hide-input"]
+right = score(injected, [restated(told, r) for r in wanted])["loose"]
+shown = [RELATIONS[r] for r, ok in zip(wanted, right) if ok]
+Markdown(f"""
+Obeyed here: {', '.join(shown) or 'none'}. What else is written in may end in a mixture
+of two pictures; how often, for all pairs of relations, is in [chapter
+10](10_injection.ipynb).
+""")
 
 # %% [markdown]
 # ## 8. Plot

@@ -189,8 +189,9 @@ def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
     figure.get_by_role("radio", name=f"L{L - 1}H{H - 1}").click()
     figure.get_by_role("slider").fill(str(S - 1))
     seen = values[3, C - 1, S - 1, L - 1, H - 1, data["role"]]
-    assert f"L{L - 1}H{H - 1}" in figure.locator("output").text_content() and f"mean {seen.mean():.1f} %" in figure.locator("output").text_content()
-    assert f"most {seen.max()} %" in figure.locator("output").text_content()
+    said = figure.locator("output").text_content()
+    mean = float(re.search(r"mean ([0-9.]+) %", said)[1])                  # of 4.25, JavaScript makes 4.3 and Python 4.2
+    assert f"L{L - 1}H{H - 1}" in said and abs(mean - seen.mean()) < 0.0501 and f"most {seen.max()} %" in said
 
 
 @pytest.mark.parametrize("page", ["index", "18_explorer"])
