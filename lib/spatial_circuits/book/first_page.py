@@ -60,7 +60,7 @@ def numbers(folders: Sequence[Path]) -> Numbers:
     exchanged = [t["arithmetic"] for t in contextual if "arithmetic" in t]
     written = [t["circuit"]["injection"] for t in random if "circuit" in t]
     read = [t["circuit"]["injection_at_reader"] for t in random
-              if "injection_at_reader" in t.get("circuit", {})]
+            if "injection_at_reader" in t.get("circuit", {})]
     lost = _having(random, "ablation", "synopsis", "circuit")
     return Numbers(
         len(ordered), len(_having(random, "screen")), len(exchanged),

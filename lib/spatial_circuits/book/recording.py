@@ -19,6 +19,7 @@ from ..analyses.injection import relation_vectors
 from ..analyses.sweep import spread
 from ..analyses.synopsis import RoleAttention
 from ..analyses.weight_maps import qk_maps
+from ..claims.population import injection_layer
 from ..data.captions import ROLES, parse
 from ..data.metrics import prompt_set
 from ..data.scenes import RELATIONS
@@ -83,7 +84,7 @@ class Workbench:
     def __init__(self, model: Model, relation_heads: Heads = (),
                  prompts: Sequence[str] | None = None, steps: int = STEPS, readers: Heads = ()):
         self.model, self.relation_heads, self.steps = model, list(relation_heads), steps
-        self.layer = min((layer for layer, _ in readers), default=0)
+        self.layer = injection_layer(readers)
         self.prompts = prompts or prompt_set("264")
         self._effects: dict[str, Tensor] = {}
 

@@ -3,9 +3,8 @@ tables name; what the circuit figure plays."""
 from collections.abc import Sequence
 
 from ..analyses.circuit import heads_by_attention
-from ..analyses.heads import parse_head
 from ..claims import claims
-from ..claims.population import circuit_roles, read_from
+from ..claims.population import circuit_heads, read_from
 from ..data.metrics import prompt_set
 from ..hooks.core import Heads
 from ..model.pipeline import Model
@@ -21,8 +20,8 @@ def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
 
     Raises ValueError for a broken table.
     """
-    if found := circuit_roles(claims.folder_of(name)):
-        return {role: [parse_head(h) for h in heads] for role, heads in found.items()}
+    if found := circuit_heads(claims.folder_of(name)):
+        return found
     relation, reader, _ = heads_by_attention(model, prompt_set("264")[:8])
     return {"relation": relation, "object": [reader], "colour": []}
 

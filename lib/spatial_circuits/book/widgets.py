@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..analyses.heads import head_name, heads_of, parse_head
-from ..claims import claims
+from ..claims.population import circuit_heads
 from ..data.captions import COLORS, PHRASES, SHAPES, parse
 from ..data.metrics import score
 from ..data.scenes import RELATIONS
@@ -160,12 +160,11 @@ class Explorer(w.VBox):
         if name not in self.benches:
             try:
                 net = store.load(name).to(self.device).fast()
-                circuit = claims.read(net.folder).get("circuit", {}).get("circuit", {})
-                heads, readers = ([parse_head(h) for h in circuit.get(role, [])]
-                                  for role in ("relation", "object"))
+                heads = circuit_heads(net.folder)
             except Exception as error:             # whatever a broken folder holds
                 raise ValueError(f"model {name}: {error}") from error
-            self.benches[name] = Workbench(net, heads, readers=readers)
+            self.benches[name] = Workbench(net, heads.get("relation", ()),
+                                            readers=heads.get("object", ()))
         return self.benches[name]
 
     def _follow_prompt(self) -> None:

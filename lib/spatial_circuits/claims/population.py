@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..analyses.heads import parse_head
 from ..analyses.intervals import wilson
+from ..hooks.core import Heads
 from ..model.store import HERE
 from . import claims
 
@@ -126,11 +127,16 @@ def circuit_roles(folder: Path) -> dict[str, list[str]]:
     return claims.read(folder).get("circuit", {}).get("circuit", {})
 
 
-def injection_layer(folder: Path) -> int:
-    """The layer before which a relation is written in by hand: that of the first recorded object
-    head, which reads it; 0, the position embedding, if none is recorded (chapter 10)."""
-    readers = circuit_roles(folder).get("object", [])
-    return min((parse_head(h)[0] for h in readers), default=0)
+def circuit_heads(folder: Path) -> dict[str, Heads]:
+    """`circuit_roles` as pairs (layer, head). Raises ValueError as it does."""
+    roles = circuit_roles(folder)
+    return {role: [parse_head(h) for h in heads] for role, heads in roles.items()}
+
+
+def injection_layer(readers: Heads) -> int:
+    """The layer before which a relation is written in by hand: that of the first object head, which
+    reads it; 0, the position embedding, without readers (chapter 10)."""
+    return min((layer for layer, _ in readers), default=0)
 
 
 def read_from(folder: Path) -> str | None:

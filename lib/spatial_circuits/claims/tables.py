@@ -21,14 +21,7 @@ from ..analyses.curves import (
     random_orders,
     rankings,
 )
-from ..analyses.heads import (
-    INTACT,
-    Head,
-    head_conditions,
-    head_name,
-    heads_of,
-    parse_head,
-)
+from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
 from ..analyses.locate import Locator
@@ -39,9 +32,11 @@ from ..analyses.weight_maps import screen_words
 from ..data.captions import ROLES
 from ..data.metrics import METRICS, PARTS, prompt_set
 from ..data.scenes import REVERSE
+from ..hooks.core import Heads
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import relations_said
+from .population import injection_layer
 
 OUTCOMES = METRICS + PARTS
 EARLY_STEPS = slice(0, 7)  # over which a relation's vector is averaged: while places are open
@@ -196,14 +191,14 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
             "injection_at_reader": metric_means(read, "condition")}
 
 
-def injected(model: Model, prompts: Sequence[str], relation: Sequence[Head],
-             readers: Sequence[Head], **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+def injected(model: Model, prompts: Sequence[str], relation: Heads, readers: Heads,
+             **options) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What relation heads write for the opposite relation, injected into the position embedding,
     and before the layer of the first reader; frames of `steer`. Raises as it does."""
     targets = REVERSE[relations_said(prompts)].tolist()
     vectors = relation_vectors(model, prompt_set("264"), relation)[:, EARLY_STEPS].mean(1)
     first, read = (steer(model, prompts, targets, vectors, (0, 1), layer=layer, **options)
-                   for layer in (0, min(layer for layer, _ in readers)))
+                   for layer in (0, injection_layer(readers)))
     return first, read
 
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ..caches import cache_folder
-from ..claims.population import injection_layer
+from ..claims.population import circuit_heads, injection_layer
 from ..files import check_folder, replacing_folder, write_text
 from ..model.pipeline import Model
 from ..model.store import load, write_manifest
@@ -120,8 +120,9 @@ def _scripts(model: Model, key: str) -> tuple[Path, Path]:
 
 def _model_script(model: Model, decoder: str) -> dict:
     about, text, arrays = model_contents(model)
-    layer = injection_layer(model.folder)
-    graph = packed_graph(transformer_graph(model.transformer, model.encoder.dim, layer))
+    readers = circuit_heads(model.folder).get("object", [])
+    graph = packed_graph(transformer_graph(model.transformer, model.encoder.dim,
+                                           injection_layer(readers)))
     return {"about": {**about, "decoder": decoder}, "text": text, "arrays": arrays, "graph": graph}
 
 
