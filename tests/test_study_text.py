@@ -1,9 +1,11 @@
 """The tables of chapters 13 to 15, through the command as a reader runs it."""
 import json
+from functools import partial
 
 import pytest
 
 from spatial_circuits import cli
+from spatial_circuits.analyses import subspaces
 from spatial_circuits.analyses.ablation import mask_roles
 from spatial_circuits.claims import text_tables
 from spatial_circuits.claims.text_tables import (
@@ -102,14 +104,25 @@ def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monke
 
 
 def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
-    record = text_tables.run_subspaces(load("rte-biased"), prompt_set("264")[:16:2], iterations=2, ranks=[1])
-    kinds = {"whole vector", "learned 1", "means 1", "random 1"}
-    assert {(r["site"], r["tested"], r["subspace"]) for r in record["effects"]} == {
-        (site, tested, k) for site in ("relation", "shape2", "query of L1H3")
-        for tested in ("other prompts", "other phrases") for k in kinds}
+    net = load("rte-biased")
+    for name in ("learn_subspace", "subspace_effects", "subspace_pictures"):
+        monkeypatch.setattr(text_tables, name, partial(getattr(subspaces, name), steps=2))
+    monkeypatch.setattr(text_tables, "require_obeyed", lambda *_: None)
+    record = text_tables.run_subspaces(net, prompt_set("264")[:22], iterations=1, ranks=[1],
+                                       other=load("rte-biased"))
+    sites, kinds = ("relation", "shape2", "query of L1H3"), ("whole vector", "learned 1", "random 1")
+    tests = {(site, tested) for site in sites for tested in ("other prompts", "other phrases")}
+    tests |= {(site, "rte-biased") for site in sites[:2]}
+    assert {(r["part"], r["site"], r["tested"], r["subspace"]) for r in record["effects"]} == {
+        (part, *at, k) for part in ("side", "axis") for at in tests for k in (*kinds, "means 1")}
+    assert {(r["part"], r["site"], r["subspace"]) for r in record["pictures"]} == {
+        (part, site, k) for part in ("side", "axis") for site in sites
+        for k in ("clean", "counterpart", *kinds)}
     whole = [r["mean"] for r in record["effects"]
              if (r["site"], r["subspace"]) == ("relation", "whole vector")]
-    assert whole == pytest.approx([1, 1], abs=1e-4)
+    assert whole == pytest.approx([1] * 6, abs=1e-4)
     json.dumps(record, allow_nan=False)
     with pytest.raises(ValueError, match="3 prompts are too few"):
-        text_tables.run_subspaces(load("rte-biased"), prompt_set("264")[:3])
+        text_tables.run_subspaces(net, prompt_set("264")[:3])
+    with pytest.raises(ValueError, match="rte-seed1 has encoder"):
+        text_tables.run_subspaces(net, prompt_set("264")[:44], other=load("rte-seed1"))

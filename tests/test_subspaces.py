@@ -9,8 +9,12 @@ from spatial_circuits.analyses.subspaces import (
     mean_difference_subspace,
     random_subspace,
     subspace_effects,
+    subspace_pictures,
+    turned,
 )
+from spatial_circuits.data.captions import PHRASES, parse
 from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.data.scenes import REVERSE
 from spatial_circuits.hooks.edits import Patch
 from spatial_circuits.model.store import load
 
@@ -98,3 +102,48 @@ def test_bad_input_is_refused(tiny):
         subspace_effects(tiny, PROMPTS[:2], (1, 0), {"x": None}, steps=2, every=0)
     with pytest.raises(ValueError, match=r"shape \(2, 3\); it must be \[d, k\]"):
         Patch(torch.tensor([0]), [(0, 0)], basis=torch.zeros(2, 3))
+
+
+def test_turned_prompts_change_the_axis_and_keep_the_number_of_tokens(net):
+    prompts = prompt_set("264")[:44]
+    found = turned(net.encoder, prompts)
+    text = net.encoder.encode([*found, *found.values()])
+    lengths = [row.count("relation") for row in text.roles]
+    assert lengths[:len(found)] == lengths[len(found):]
+    for clean, other in found.items():
+        said, new = (parse(p) for p in (clean, other))
+        assert (said.shape, said.color) == (new.shape, new.color)
+        assert new.relation not in (said.relation, REVERSE[said.relation])
+    alone = {parse(p).phrase for p in prompts if p not in found}
+    assert {PHRASES[k] for k in alone} == {"above", "below", "to the left of", "to the right of"}
+    told = {r for p in found.values() for r in [parse(p).relation]}
+    assert told == set(range(8))                       # they take turns
+
+
+def test_pictures_follow_the_token_that_carries_the_relation(net):
+    """With random tokens the whole relation word is the clean prompt, so that the picture is its;
+    the second shape brings nothing."""
+    bases = {"whole": None, "none": torch.zeros(128, 1)}
+    prompts = list(turned(net.encoder, prompt_set("264")[:22]))[1:3]
+    for factor in ("relation", "axis"):
+        word, shape = (subspace_pictures(net, prompts, site, bases, factor, steps=6)
+                       .set_index(["condition", "original"]) for site in ("relation", "shape2"))
+        for of, twin in ((word, {"whole": "clean", "none": "counterpart"}),
+                         (shape, {"whole": "counterpart", "none": "counterpart"})):
+            for condition, like in twin.items():
+                np.testing.assert_allclose(of.loc[condition, "dx"], of.loc[like, "dx"], atol=1e-4)
+                np.testing.assert_allclose(of.loc[condition, "dy"], of.loc[like, "dy"], atol=1e-4)
+
+
+def test_a_query_of_which_nothing_is_taken_is_the_counterparts(net):
+    bases = {"whole": None, "none": torch.zeros(32, 1)}
+    found = subspace_pictures(net, PROMPTS[1:3], (1, 3), bases, steps=6)
+    place = found.set_index(["condition", "original"])[["dx", "dy"]]
+    assert list(found["condition"].unique()) == ["clean", "counterpart", "whole", "none"]
+    np.testing.assert_allclose(place.loc["none"], place.loc["counterpart"], atol=1e-4)
+    assert not np.allclose(place.loc["whole"], place.loc["counterpart"], atol=0.1, equal_nan=True)
+
+
+def test_an_axis_that_cannot_turn_is_refused(net):
+    with pytest.raises(ValueError, match="said in as many tokens as that of prompt"):
+        subspace_effects(net, ["red square is above blue circle"], "shape2", {"x": None}, "axis")

@@ -6,25 +6,76 @@ learned so that the prediction becomes the clean one. A *site* is the tokens of 
 encoder gives them ("shape2"), or the query of one head ((1, 3): the tag that says to the object
 head which object belongs to a place). Beside it stand a random subspace, the principal directions
 of the mean differences, and the whole vector.
+
+The counterpart differs in a factor: those of `text.counterparts`, of which "relation" turns the
+side and leaves the axis, or AXIS, by which the axis turns.
 """
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from ..data.captions import PHRASE_RELATION, PHRASES, parse
+from ..data.scenes import REVERSE
 from ..hooks.attach import hooked
 from ..hooks.core import Call, Hook, Reader
 from ..hooks.edits import Patch
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..model.transformer import predict
+from ..text.batch import Encoder, TextBatch
 from ..text.counterparts import counterpart, relations_said
+from ..text.prepared import Prepared
 from ..text.roles import occurrences
-from .heads import Head, check_heads
+from .heads import Head, check_heads, head_masks
 from .patching import clean_trace
+from .sweep import spread, sweep
 
 Site = str | Head
+AXIS = "axis"
+CLEAN, COUNTERPART = "clean", "counterpart"
+
+
+def turned(encoder: Encoder, prompts: Sequence[str]) -> dict[str, str]:
+    """For each prompt that has one, its objects in a relation of another axis, said in as many
+    tokens; if there are several, they take turns. Raises ValueError for a prompt without relation.
+    """
+    said = [f"red square is {phrase} blue circle" for phrase in PHRASES]
+    length = [row.count("relation") for row in encoder.encode(said).roles]
+    tokens = dict(zip(PHRASES, length))
+    found = {}
+    for i, (prompt, own) in enumerate(zip(prompts, relations_said(prompts))):
+        start, end = next((s, e) for s, e, role in parse(prompt).spans if role == "relation")
+        spoken = " ".join(prompt[start:end].lower().split())
+        others = [phrase for phrase, relation in zip(PHRASES, PHRASE_RELATION)
+                  if relation not in (own, REVERSE[own]) and tokens[phrase] == tokens[spoken]]
+        if others:
+            found[prompt] = prompt[:start] + others[i % len(others)] + prompt[end:]
+    return found
+
+
+def _partners(encoder: Encoder, prompts: Sequence[str], factor: str) -> list[str]:
+    """The prompts' counterparts in a factor, the axis among them."""
+    if factor != AXIS:
+        return [counterpart(p, factor) for p in prompts]
+    found = turned(encoder, prompts)
+    for prompt in prompts:
+        if prompt not in found:
+            raise ValueError(f"no relation of another axis is said in as many tokens as that of "
+                             f"prompt {prompt!r}; leave it out")
+    return [found[p] for p in prompts]
+
+
+def _tokens_of(text: TextBatch, site: str, count: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """(row, token) of a role in the first `count` texts, and in the rest, their counterparts."""
+    row, token = occurrences(text, site)
+    mine, theirs = row < count, row >= count
+    if not torch.equal(row[mine], row[theirs] - count):
+        raise ValueError(f"a prompt and its counterpart differ in their number of tokens of role "
+                         f"{site}, or have none")
+    return (row[mine], token[mine]), (row[theirs], token[theirs])
 
 
 class _HeadQuery(Reader):
@@ -49,7 +100,7 @@ class _Pair:
         if not isinstance(site, str):
             check_heads(model, [site])
         self.model, self.site, self.count = model, site, len(prompts)
-        others = [counterpart(p, factor) for p in prompts]
+        others = _partners(model.encoder, prompts, factor)
         text = model.encoder.encode([*prompts, *others])
         net = model.transformer
         self.device, self.dtype = next((p.device, p.dtype) for p in net.parameters())
@@ -57,20 +108,12 @@ class _Pair:
         self.mask = text.mask.to(self.device)
         self.trace = clean_trace(model, prompts, steps, seed)[::every]
         if isinstance(site, str):
-            row, token = occurrences(text, site)
-            mine, theirs = row < self.count, row >= self.count
-            self.clean, self.other = (row[mine], token[mine]), (row[theirs], token[theirs])
-            if not torch.equal(self.clean[0], self.other[0] - self.count):
-                raise ValueError(f"a prompt and its counterpart in {factor} differ in their number "
-                                 f"of tokens of role {site}, or have none")
+            self.clean, self.other = _tokens_of(text, site, self.count)
 
     @property
     def dim(self) -> int:
         """Dimensions of the site."""
-        if isinstance(self.site, str):
-            return self.text.shape[-1]
-        attention = self.model.transformer.transformer_blocks[self.site[0]].attn2
-        return attention.to_q.out_features // attention.heads
+        return site_size(self.model, self.site)
 
     def run(self, i: int, basis: Tensor | None = None, *readers: Reader) -> Tensor:
         """Predictions [2, P, ...] at trace step i of the clean prompts and the counterparts, these
@@ -105,6 +148,14 @@ class _Pair:
         gap = clean - other
         sign = torch.sign((gap * gap[:, :1]).sum(-1, keepdim=True))                  # [P, N, 1]
         return (gap * sign).mean(1)
+
+
+def site_size(model: Model, site: Site) -> int:
+    """Dimensions D of a site: those of a token, or of a head's query."""
+    if isinstance(site, str):
+        return model.encoder.dim
+    attention = model.transformer.transformer_blocks[site[0]].attn2
+    return attention.to_q.out_features // attention.heads
 
 
 def learn_subspace(model: Model, prompts: Sequence[str], site: Site, rank: int,
@@ -177,3 +228,54 @@ def subspace_effects(model: Model, prompts: Sequence[str], site: Site,
             patched = pair.run(i, used)[1]
             errors[j] += (patched - clean).square().flatten(1).sum(1).cpu()
     return pd.DataFrame((1 - errors / gaps).T.numpy(), index=list(prompts), columns=list(bases))
+
+
+def subspace_pictures(model: Model, prompts: Sequence[str], site: Site,
+                      bases: Mapping[str, Tensor | None], factor: str = "relation", seed: int = 1,
+                      **options) -> pd.DataFrame:
+    """Pictures of the counterparts with each subspace's part of the site taken from the clean
+    prompts, at every step: the frame of `sweep`, scored against the clean prompts, plus original
+    (the clean prompt). Conditions: CLEAN, COUNTERPART, and `bases`, as in `subspace_effects`.
+
+    Options as of `sampler.sample_latents`. Raises ValueError as `learn_subspace` does.
+    """
+    others, whole = _partners(model.encoder, prompts, factor), torch.eye(site_size(model, site))
+    used = {name: whole if basis is None else basis for name, basis in bases.items()}
+    if isinstance(site, str):
+        drawn = replace(model, encoder=_mixed(model.encoder, prompts, others, site, used))
+        names = [CLEAN, COUNTERPART, *used]
+        texts = [[f"{name} {i}" for name in names] for i in range(len(prompts))]
+        frame = sweep(drawn, texts, names, (), 1, seed, scored=prompts, **options)
+    else:
+        frame = _queried(model, prompts, others, site, used, seed, **options)
+    original = [p for p in prompts for _ in range(len(frame) // len(prompts))]
+    return frame.assign(original=original)
+
+
+def _queried(model: Model, prompts: Sequence[str], others: Sequence[str], head: Head,
+             bases: Mapping[str, Tensor], seed: int, **options) -> pd.DataFrame:
+    """`subspace_pictures` at a head's query, which is taken from the clean run beside."""
+    check_heads(model, [head])
+    names = [CLEAN, COUNTERPART, *bases]
+    texts = [[clean, *[other] * (len(names) - 1)] for clean, other in zip(prompts, others)]
+    source = (torch.arange(len(prompts)) * len(names)).repeat_interleave(len(names))
+    hooks = []
+    for name, basis in bases.items():
+        where = head_masks(model, [[head] if name == condition else () for condition in names])
+        hooks.append(Patch(source, spread(where, len(prompts)), "query", basis, branch="cond"))
+    return sweep(model, texts, names, hooks, 1, seed, scored=prompts, **options)
+
+
+def _mixed(encoder: Encoder, prompts: Sequence[str], others: Sequence[str], site: str,
+           bases: Mapping[str, Tensor]) -> Prepared:
+    """An encoder of "CLEAN i", "COUNTERPART i" and, by the name of each basis, the counterpart with
+    that part of its tokens of a role taken from the clean prompt."""
+    count = len(prompts)
+    text = encoder.encode([*prompts, *(1 + len(bases)) * list(others), ""])
+    clean, other = _tokens_of(text[list(range(2 * count))], site, count)
+    embeddings = text.embeddings.clone()
+    gap = embeddings[clean] - embeddings[other]
+    for k, basis in enumerate(bases.values(), 1):
+        embeddings[other[0] + k * count, other[1]] += gap @ basis @ basis.T
+    names = [f"{name} {i}" for name in (CLEAN, COUNTERPART, *bases) for i in range(count)]
+    return Prepared([*names, ""], replace(text, embeddings=embeddings))

@@ -2,7 +2,7 @@
 folder, and its claims. As in `tables`, each function returns a record that is written to JSON as it
 is.
 """
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import pandas as pd
 from torch import Tensor
@@ -12,14 +12,18 @@ from ..analyses.arithmetic import arithmetic, exchanged, interchange_token
 from ..analyses.circuit import heads_by_attention, shares
 from ..analyses.factors import labels, partition, relation_effects, screen_effects, token_vectors
 from ..analyses.heads import INTACT, head_name
-from ..analyses.intervals import mean_interval
+from ..analyses.intervals import mean_interval, wilson
 from ..analyses.robustness import alignment, robustness, shifts
 from ..analyses.subspaces import (
+    AXIS,
     Site,
     learn_subspace,
     mean_difference_subspace,
     random_subspace,
+    site_size,
     subspace_effects,
+    subspace_pictures,
+    turned,
 )
 from ..analyses.sweep import effects
 from ..analyses.token_exchange import exchange_table, exchange_tokens
@@ -154,43 +158,88 @@ def run_robustness(model: Model, prompts: Sequence[str], per_prompt: int = 1, se
 
 
 def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iterations: int = 80,
-                  ranks: Sequence[int] = (1, 2)) -> dict:
-    """In how many dimensions the relation sits at the relation word, at shape2 and at the object
-    head's query: learned subspaces beside random ones, the mean differences and the whole vector
-    (chapters 13 and 14).
+                  ranks: Sequence[int] = (1, 2), other: Model | None = None,
+                  progress: bool = False) -> dict:
+    """In how many dimensions side and axis of the relation sit at the relation word, at shape2 and
+    at the object head's query: learned subspaces beside random ones, the mean differences and the
+    whole vector, by predictions and in pictures (chapters 13 and 14).
 
     Learned on every second prompt and tested on the rest, whose phrases are split so that some were
-    not seen. Raises ValueError for fewer than four prompts, or prompts whose counterparts have
-    other tokens.
+    not seen, and, at tokens, in another model with the same encoder. Raises ValueError for too few
+    prompts, prompts whose counterparts have other tokens, or another encoder.
     """
-    if len(prompts) < 4:
-        raise ValueError(f"{len(prompts)} prompts are too few: subspaces are learned on half of "
-                         "them and tested on the rest; give at least four")
+    splits = {part: _split_phrases(prompts, usable) for part, usable in
+              (("side", prompts), (AXIS, turned(model.encoder, prompts)))}
+    if other is not None and other.text != model.text:
+        raise ValueError(f"{other.name} has encoder {other.text} and {model.name} {model.text}; "
+                         "a subspace of a token is carried over between models of one encoder")
     require_obeyed(model, prompts, 1, seed)
-    phrases = {p: parse(p).phrase for p in prompts}
-    held_out = list(dict.fromkeys(phrases.values()))[::4]
-    fresh = [p for p in prompts if phrases[p] in held_out]
-    known = [p for p in prompts if p not in fresh]
-    learning, testing = known[::2], known[1::2]
-    sites: dict[str, Site] = {"relation": "relation", "shape2": "shape2"}
-    reader = heads_by_attention(model, learning, seed=seed)[1]
-    sites[f"query of {head_name(*reader)}"] = reader
+    reader = heads_by_attention(model, prompts[::2], seed=seed)[1]
+    sites: dict[str, Site] = {"relation": "relation", "shape2": "shape2",
+                              f"query of {head_name(*reader)}": reader}
+    rows: list[dict] = []
+    pictures: list[dict] = []
+    for part, factor in (("side", "relation"), (AXIS, AXIS)):
+        learning, testing, fresh = splits[part]
+        for name, site in sites.items():
+            place = {"part": part, "site": name}
+            bases = _bases(model, learning, site, ranks, factor, iterations, seed)
+            tests = [("other prompts", model, testing), ("other phrases", model, fresh)]
+            if other is not None and isinstance(site, str):
+                tests.append((other.name, other, testing))
+            for kind, tested, some in tests:
+                found = subspace_effects(tested, some, site, bases, factor, seed=seed)
+                rows += [place | {"tested": kind} | row for row in _means(found)]
+            drawn = {k: basis for k, basis in bases.items() if not k.startswith("means")}
+            frame = subspace_pictures(model, [*testing, *fresh], site, drawn, factor, seed,
+                                      progress=progress)
+            pictures += [place | row for row in _followed(frame, part)]
+    return {"prompts": len(prompts), "seed": seed, "iterations": iterations,
+            "learning_prompts": {part: len(some[0]) for part, some in splits.items()},
+            "other": other.name if other else None, "effects": rows, "pictures": pictures}
+
+
+def _split_phrases(prompts: Sequence[str], usable: Container[str]) -> tuple[list[str], ...]:
+    """The usable prompts to learn on, to test on, and of every fourth phrase, kept out of both."""
+    held_out = list(dict.fromkeys(parse(p).phrase for p in prompts))[::4]
+    chosen = [p for p in prompts if p in usable]
+    fresh = [p for p in chosen if parse(p).phrase in held_out]
+    seen = [p for p in chosen if p not in fresh]
+    if len(seen) < 2 or not fresh:
+        raise ValueError(f"{len(prompts)} prompts are too few: subspaces are learned on half of "
+                         "them and tested on the rest, some phrases kept out; give more")
+    return seen[::2], seen[1::2], fresh
+
+
+def _bases(model: Model, prompts: Sequence[str], site: Site, ranks: Sequence[int], factor: str,
+           iterations: int, seed: int) -> dict[str, Tensor | None]:
+    """Subspaces of a site: learned, of the means and random, of each rank; None is all of it."""
+    found: dict[str, Tensor | None] = {"whole vector": None}
+    for k in ranks:
+        found[f"learned {k}"] = learn_subspace(model, prompts, site, k, factor, iterations,
+                                               seed=seed)
+        found[f"means {k}"] = mean_difference_subspace(model, prompts, site, k, factor, seed)
+        found[f"random {k}"] = random_subspace(site_size(model, site), k, seed)
+    return found
+
+
+def _means(found: pd.DataFrame) -> list[dict]:
+    """Mean effect of each subspace with its interval over prompts."""
+    low, high = mean_interval(found.to_numpy())
+    table = pd.DataFrame({"subspace": list(found), "mean": found.mean().to_numpy(), "low": low,
+                          "high": high, "prompts": len(found)})
+    return records(table)
+
+
+def _followed(frame: pd.DataFrame, part: str) -> list[dict]:
+    """Share of the pictures that show the clean prompt's part, by subspace, with Wilson's
+    interval."""
     rows = []
-    for name, site in sites.items():
-        bases: dict[str, Tensor | None] = {"whole vector": None}
-        for k in ranks:
-            bases[f"learned {k}"] = learn_subspace(model, learning, site, k,
-                                                   iterations=iterations, seed=seed)
-            means = mean_difference_subspace(model, learning, site, k, seed=seed)
-            bases |= {f"means {k}": means, f"random {k}": random_subspace(len(means), k, seed)}
-        for kind, some in (("other prompts", testing), ("other phrases", fresh)):
-            found = subspace_effects(model, some, site, bases, seed=seed)
-            ends = mean_interval(found.to_numpy())
-            rows += [{"site": name, "tested": kind, "subspace": basis, "mean": mean, "low": low,
-                      "high": high, "prompts": len(some)} for basis, mean, low, high
-                     in zip(found, found.mean(), *ends)]
-    return {"prompts": len(prompts), "learning_prompts": len(learning), "seed": seed,
-            "iterations": iterations, "effects": records(pd.DataFrame(rows))}
+    for condition, some in frame.groupby("condition", sort=False):
+        low, high = wilson(int(some[part].sum()), len(some))
+        rows.append({"subspace": condition, "share": float(some[part].mean()), "low": low,
+                     "high": high, "prompts": len(some)})
+    return rows
 
 
 def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,

@@ -202,11 +202,16 @@ def _arithmetic(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption
     return record
 
 
-def _subspaces(net, prompts, seed: SeedOption = 1, iterations: Count = 80):
+def _subspaces(net, prompts, seed: SeedOption = 1, iterations: Count = 80,
+               other: Annotated[str | None, typer.Option(
+                   help="a model with the same encoder, in which tokens' subspaces are tested, "
+                        "too")] = None):
     """In how many dimensions words and the object head's query hold the relation (chapter 14)."""
     from ..claims.text_tables import run_subspaces
-    record = run_subspaces(net, prompts, seed, iterations)
-    _pivot(record["effects"], ["site", "subspace"], "tested", "mean")
+    second = open_model(other, str(net.device)) if other else None
+    record = run_subspaces(net, prompts, seed, iterations, other=second, progress=True)
+    _pivot(record["effects"], ["part", "site", "subspace"], "tested", "mean")
+    _pivot(record["pictures"], ["part", "site"], "subspace", "share")
     return record
 
 
