@@ -261,6 +261,28 @@ Without all {len(relation)} relation heads ({listed(relation)}) loose is
 """)
 
 # %% [markdown]
+# Axis or side? A relation says on which line the objects lie, and which of them lies on which end
+# ([chapter 13](13_which_token.ipynb)). The same pictures, scored for each part alone. Objects whose axis is right
+# and whose side is a coin's throw would have half as much side as axis.
+
+# %%
+split = effects(together, ("axis", "side"))
+parts_left = {part: split.xs(part, level="metric") for part in ("axis", "side")}
+Captioned(intervals(parts_left, "share of pictures", (-0.02, 1.02)),
+          "The axis and the side of the relation without sets of heads; 95 % "
+          "intervals over prompts.")
+
+# %%
+def part_lost(condition: str) -> str:
+    """An item: what is left of each part without a set of heads."""
+    axis, side = (parts_left[part].loc[condition] for part in ("axis", "side"))
+    share = side["mean"] / max(axis["mean"], 1e-9)
+    return (f"- Without {condition}: axis {spelled(axis)}, side {spelled(side)}, that "
+            f"is {share:.0%} of the pictures with the axis.")
+
+Markdown("\n".join(map(part_lost, (final, "all relation heads"))))
+
+# %% [markdown]
 # ### Why one head is not enough
 #
 # Do the heads divide the relations among them, or does each carry a part of every relation? The first would

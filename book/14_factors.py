@@ -263,6 +263,23 @@ Captioned(heat_tables({f"{role}, k = {best[role]:g}": matrix(role) for role in f
           "The same by target, at the k that works best.",
           "Two tables of eight relations by three metrics.")
 
+# %% [markdown]
+# The same by part. Toward the opposite relation the axis stays and the side must turn, toward the other six the axis must.
+
+# %%
+def by_part(role: str) -> pd.DataFrame:
+    """Axis and side shown at the best k, by whether the new axis is the old one."""
+    rows = at_best(role, "relation")
+    opposite = [RELATIONS[REVERSE[RELATIONS.index(r)]] for r in rows["old"]]
+    kept = np.where(rows["new"] == opposite, "the same axis", "another axis")
+    return rows.groupby(kept)[["axis", "side"]].mean().astype(float)
+
+Captioned(heat_tables({f"{role}, k = {best[role]:g}": by_part(role) for role in frames},
+                      "share of pictures"),
+          "Pictures that show the new relation's axis, and its side, by whether the "
+          "new axis is the old one.",
+          "Two tables of two rows and two columns.")
+
 # %%
 scores, control = ({role: summarise(at_best(role, vector)).loc["loose"]
                     for role in frames} for vector in ("relation", "shuffled"))

@@ -124,6 +124,27 @@ is {lean.loc['T3 the', 'dx']:+.0f} px and {lean.loc['T3 the', 'dy']:+.0f} px.
 """)
 
 # %% [markdown]
+# Axis or side? Each wording's pictures by the two parts of the relation ([chapter 13](13_which_token.ipynb)), and the side
+# among those that show the axis: half would be a coin's throw.
+
+# %%
+parts = effects(frame, ("axis", "side"))["mean"].unstack()
+parts["side given axis"] = parts["side"] / parts["axis"]
+parts = parts.loc[by_metric.index]
+Captioned(heat_tables({net.name: parts}, "share of pictures"),
+          f"The axis and the side of the relation in each wording, {net.name}.",
+          "A table of wordings by axis, side and side given axis.")
+
+# %%
+def part_left(family: str) -> str:
+    """An item: the parts of the relation that a wording leaves."""
+    row = parts.loc[family]
+    return (f"- *{family}*: axis {row['axis']:.2f}, side {row['side']:.2f}, side given "
+            f"axis {row['side given axis']:.2f}.")
+
+Markdown("\n".join(map(part_left, lost)) or "No wording costs more than a tenth.")
+
+# %% [markdown]
 # ## The shift
 #
 # A contextual encoder moves a token when other words come in. Let $s$ be the mean, over all prompts, of the move of one
