@@ -335,6 +335,28 @@ def straight(reader: dict) -> str:
 Markdown("\n".join(map(straight, handed["readers"]))) if handed else none
 
 # %% [markdown]
+# The same of every model with that table. *Tag* is the share of what turns the query of the object head that comes straight.
+
+# %%
+def tag(reader: dict) -> str:
+    """What comes straight to a reader, with its interval."""
+    share = {r["way"]: r for r in reader["ways"]}["straight"]
+    return ("{reader} {of_all:.2f} [{of_all_low:.2f}, {of_all_high:.2f}]"
+            ).format(**reader | share)
+
+def edge_row(table: dict) -> dict:
+    """A model's edges in a row."""
+    check = table["check"]
+    return {"edges": table["count"], "pass": table["passed"],
+            "rank correlation": round(check["rank correlation"], 2),
+            "mean difference": round(check["error"], 3),
+            "times cheaper": round(check["cost ratio"]),
+            "tag": "; ".join(map(tag, table["readers"])) or "no object head after them"}
+
+of_models = {n: claims.read(claims.folder_of(n)).get("edges") for n in names()}
+pd.DataFrame({n: edge_row(t) for n, t in of_models.items() if t}).T
+
+# %% [markdown]
 # ## Do the ways of finding heads agree?
 #
 # Four ways, none of which uses another: the *synopsis* (where a head looks while sampling), the *weights* alone
@@ -427,9 +449,10 @@ Captioned(lines({n: kept(n) for n in curves}, "heads kept", "faithfulness",
 
 # %%
 def numbered(name: str) -> pd.Series:
-    """CPR and CMD of each ranking with their intervals."""
+    """CPR, CMD and completeness of each ranking with their intervals."""
     rows = pd.DataFrame(curves[name]["numbers"])
-    rows = rows[rows["number"].isin(["CPR", "CMD"])].set_index(["number", "order"])
+    rows = rows[rows["number"].isin(["CPR", "CMD", "completeness"])]
+    rows = rows.set_index(["number", "order"])
     return rows.apply("{value:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
 
 pd.DataFrame({n: numbered(n) for n in curves})
@@ -448,7 +471,7 @@ Markdown("\n".join(map(beyond_chance, curves)))
 
 # %%
 def by_kind(name: str) -> pd.Series:
-    """Completeness and CPR by patching's ranking, by the kind of ablation."""
+    """CPR and completeness by patching's ranking, by the kind of ablation."""
     rows = pd.DataFrame(curves[name]["kinds"]).query("order == 'patching'")
     rows = rows[rows["number"].isin(["CPR", "completeness"])]
     return rows.set_index(["number", "kind"])["value"]
@@ -459,6 +482,35 @@ pd.DataFrame({n: by_kind(n) for n in curves}).round(2)
 # Intervals of a ranking are over prompts, those of *random* over orders. Last table: the ranking by patching, with mean, zero
 # and resample ablation.
 #
+# *Minimality* asks for each member: take the smallest circuit of the ranking by patching that reaches $f = .9$, and one member
+# out of it. What of $f$ is lost?
+
+# %%
+def worth(name: str) -> pd.DataFrame:
+    """What each member of the smallest faithful circuit is worth, mean ablation."""
+    rows = pd.DataFrame(curves[name]["minimality"]).query("kind == 'mean'")
+    rows = rows[rows["name"] != ""].set_index("name")
+    return rows.rename(columns={"loss": "mean"})[["mean", "low", "high"]][::-1]
+
+def minimal_row(name: str) -> dict:
+    """A model's smallest faithful circuit in a row."""
+    rows, each = pd.DataFrame(curves[name]["minimality"]), worth(name)
+    whole = rows[(rows["kind"] == "mean") & (rows["name"] == "")].iloc[0]
+    return {"heads": len(each), "of": len(curves[name]["rankings"]["patching"]),
+            "faithfulness": "{loss:.2f} [{low:.2f}, {high:.2f}]".format(**whole),
+            "members that are missed": int((each["low"] > 0).sum()),
+            "least missed": each["mean"].idxmin(), "its worth": each["mean"].min()}
+
+pd.DataFrame({n: minimal_row(n) for n in curves}).T
+
+# %%
+shown = next((n for n in curves if n == net.name), next(iter(curves), None))
+Markdown("No model here has a table of curves.") if shown is None else Captioned(
+    intervals({"mean ablation": worth(shown)}, "faithfulness lost"),
+    f"{shown}: what the smallest faithful circuit loses without each of its members; "
+    "95 % intervals over prompts.")
+
+# %% [markdown]
 # ## Recorded and run again
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;

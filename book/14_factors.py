@@ -353,6 +353,93 @@ pd.DataFrame({m: recorded(t, "shape2") | recorded(t, "relation")
               for m, t in study.items()}).T.round(2)
 
 # %% [markdown]
+# ## In how many dimensions?
+#
+# <aside class="margin">
+#
+# Distributed alignment search: [Geiger et al. (2024)](bibliography.md#geiger2024alignment).
+#
+# </aside>
+#
+# The partition says how much of a token is the relation; not where in it. So learn where: with $e$ a token of a prompt and
+# $e'$ that of its counterpart, put
+#
+# $$ e' + Q Q^\top (e - e') $$
+#
+# into the counterpart's run, and learn the orthonormal columns of $Q$, one or two, so that the prediction becomes the first
+# prompt's. The counterpart says the opposite relation, in which the *side* turns, or one of another *axis* in as many tokens.
+# The same is done at the query of the object head, the tag of [chapter 8](08_object_head.ipynb), at all places. Beside them stand
+# random columns, the principal directions of the mean differences, and the whole vector. The *effect* is 1 where the
+# prediction becomes the first prompt's, 0 where nothing changes. Recorded with `spatial-circuits subspaces`; learned on
+# some prompts, measured on others, with phrases that were seen and with phrases that were not.
+
+# %%
+every_table = {m: claims.read(claims.folder_of(m)) for m in names()}
+spaces = {m: t["subspaces"] for m, t in every_table.items()
+          if "pictures" in t.get("subspaces", {})}
+mapped = next((m for m in (net.name, *spaces) if m in spaces), None)
+SUBSPACES = ["learned 1", "learned 2", "means 1", "means 2", "random 1", "random 2",
+             "whole vector"]
+def effect_of(name: str, part: str, tested: str = "other prompts") -> pd.DataFrame:
+    """Mean effects of a model, sites as rows, subspaces as columns."""
+    rows = pd.DataFrame(spaces[name]["effects"]).query("part == @part")
+    rows = rows[rows["tested"] == tested]
+    return rows.pivot(index="site", columns="subspace", values="mean")[SUBSPACES]
+
+Markdown("No model here has a table of subspaces.") if mapped is None else Captioned(
+    heat_tables({part: effect_of(mapped, part) for part in ("side", "axis")}, "effect",
+                columns=1),
+    f"{mapped}: how much of the side, and of the axis, each subspace of each site "
+    "brings, on prompts that took no part in learning it.",
+    "Two tables of sites by subspaces.")
+
+# %%
+def told(row: dict, value: str) -> str:
+    """A number with its interval."""
+    return f"{row[value]:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+def carried_over(name: str) -> pd.DataFrame:
+    """The two learned dimensions of each site, by what they were tested on."""
+    rows = [r for r in spaces[name]["effects"] if r["subspace"] == "learned 2"]
+    table = pd.DataFrame([{"part": r["part"], "site": r["site"], "on": r["tested"],
+                           "effect": told(r, "mean")} for r in rows])
+    return table.pivot(index=["part", "site"], columns="on", values="effect").fillna("")
+
+pd.concat({m: carried_over(m) for m in spaces}, names=["model"]).fillna("") \
+    if spaces else None
+
+# %% [markdown]
+# And in pictures, drawn from the counterpart with that part of the token or the query exchanged at every step: the share
+# that show the first prompt's side, or its axis, with Wilson's intervals.
+
+# %%
+def drawn_by(name: str) -> pd.DataFrame:
+    """Shares of pictures, sites as rows, subspaces as columns."""
+    rows = pd.DataFrame([{"part": r["part"], "site": r["site"],
+                          "subspace": r["subspace"], "share": told(r, "share")}
+                         for r in spaces[name]["pictures"]])
+    order = ["counterpart", "random 2", "learned 1", "learned 2", "whole vector"]
+    table = rows.pivot(index=["part", "site"], columns="subspace", values="share")
+    return table[order]
+
+pd.concat({m: drawn_by(m) for m in spaces}, names=["model"]) if spaces else None
+
+# %%
+def dimensions(name: str, part: str) -> str:
+    """An item: the sites whose learned dimensions bring most of a part."""
+    table = effect_of(name, part)
+    rows = [f"{site} {row['learned 1']:.2f} by one, {row['learned 2']:.2f} by two "
+            f"(random {row['random 2']:.2f}, whole {row['whole vector']:.2f})"
+            for site, row in table.iterrows()
+            if max(row["learned 2"], row["whole vector"]) >= 0.1]
+    return f"- {name}, {part}: {'; '.join(rows) or 'no site brings a tenth'}."
+
+Markdown("\n".join(dimensions(m, part) for m in spaces for part in ("side", "axis")))
+
+# %% [markdown]
+# One model's token can be tried in another model with the same encoder (columns named after a model); a head's query
+# cannot, since no two trainings share its axes.
+#
 # ## Recorded and run again
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
