@@ -308,6 +308,23 @@ correlation {check['rank correlation']:.2f}, mean difference {check['error']:.3f
 Markdown(checked_edges()) if handed else none
 
 # %% [markdown]
+# That null is strict: what all prompts of a relation have in common survives the permutation. So an edge along which the same
+# is handed on whatever the objects are, as the tag is, need not pass it, however far its interval lies from 0.
+
+# %%
+def alike() -> str:
+    """The listed edges that are sure and do not pass, and the strongest of them."""
+    rows = pd.DataFrame(handed["edges"])
+    sure = (rows["low"] > 0) | (rows["high"] < 0)
+    some = rows[sure & (rows["p"] >= 0.05)]
+    item = "{sender} to {receiver} {score:.2f} [{low:.2f}, {high:.2f}]".format_map
+    listed_edges = ", ".join(some.head(4).apply(item, axis=1)) or "none"
+    return (f"Of the {len(rows)} strongest edges {len(some)} have an interval without "
+            f"0 and do not pass; the strongest: {listed_edges}.")
+
+Markdown(alike()) if handed else none
+
+# %% [markdown]
 # What carries the tag from the relation heads to an object head's query? Tell the relation heads the clean relation, hold all
 # components between of a kind at what they say in the counterpart's run, and see how much of the query still turns.
 

@@ -462,6 +462,16 @@ instead = site == "relation" and works and scores[site]["mean"] >= 0.5
 steers = above and scores["shape2"]["mean"] >= 0.5
 steer_status = "holds" if steers else "does not hold"
 bound = targets["unique_binding"].mean()
+def side_by_two(name: str) -> str:
+    """An item: what two learned dimensions of shape2 turn in pictures."""
+    rows = {r["subspace"]: told(r, "share") for r in spaces[name]["pictures"]
+            if (r["part"], r["site"]) == ("side", "shape2")}
+    two, whole, chance = (rows[k] for k in ("learned 2", "whole vector", "random 2"))
+    return (f"- Two learned dimensions of shape2 turn the side in {two} of the "
+            f"pictures of {name}, the whole token in {whole}, two random ones in "
+            f"{chance}.")
+
+in_two = "\n".join(map(side_by_two, spaces))
 Markdown(f"""
 - At shape2 of {net.name} the relation explains {here['encoder']:.1%} of the variance,
   {here['caption MLP']:.1%} after the caption MLP: claim C11
@@ -476,6 +486,7 @@ Markdown(f"""
 - Both objects stay in {bound:.2f} of the pictures at that
   token{': the vector moves objects and leaves what they are' if bound >= 0.9 else
   ', so the vector also costs objects'}.
+{in_two}
 
 Not established: whether the effects add up because the encoder is nearly linear in them
 or because the caption MLP makes them so.

@@ -19,6 +19,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import fisher_exact
@@ -164,6 +165,47 @@ is enough.
 """)
 
 # %% [markdown]
+# ## When
+#
+# The two parts are learned one after the other, too. During training the gain of the right words was measured
+# ([chapter 4](04_training.ipynb)): how much the error grows at $t = 0.9$ if the axis of the relation is turned in the caption, and if
+# its side is. Here are the pictures seen until a tenth, and half, of a run's last gain.
+
+# %%
+logged = {run["name"]: run["gains"]
+          for run in json.loads(Path("stacked_runs.json").read_text())
+          if run["wave"] == 3}
+
+def reached(name: str, kind: str, share: float) -> float:
+    """Images until a share of the last gain is reached, interpolated."""
+    images = [g["images"] for g in logged[name]]
+    gain = np.array([g[kind]["0.9"] for g in logged[name]])
+    gain /= gain[-1]
+    i = max(1, int((gain >= share).argmax()))
+    return float(np.interp(share, gain[i - 1:i + 1], images[i - 1:i + 1]))
+
+PARTS = {"axis": "axis", "side": "order"}
+learned = pd.DataFrame({name: {(part, said): reached(name, kind, share)
+                               for part, kind in PARTS.items()
+                               for said, share in (("a tenth", 0.1), ("half", 0.5))}
+                        for name in sorted(set(population["model"]))}).T
+by_encoder = learned.groupby(encoder_of)
+between = by_encoder.min().map("{:,.0f}".format) + " to "
+between + by_encoder.max().map("{:,.0f}".format)
+
+# %%
+def first_axis(said: str) -> str:
+    """In how many runs the axis reaches a share of its last gain before the side."""
+    later = learned["side", said] - learned["axis", said]
+    k, n = int((later > 0).sum()), len(later)
+    low, high = wilson(k, n)
+    return (f"- To {said} of the last gain the axis comes first in {k} of {n} runs "
+            f"[{low:.2f}, {high:.2f}], by {later.min():+,.0f} to {later.max():+,.0f} "
+            "pictures.")
+
+Markdown("\n".join(map(first_axis, ("a tenth", "half"))))
+
+# %% [markdown]
 # ## A dial
 #
 # What in an encoder opens the other way? Perhaps fusion: a contextual encoder writes part of the relation onto the second
@@ -253,7 +295,7 @@ pd.concat(live, axis=1).dropna().round(2)
 # - A contextual encoder makes other ways possible; which one a run takes is not settled by the encoder. Six runs on the
 #   very same embeddings differ as much as the encoders do. A sentence such as "with this encoder the relation is read from
 #   that token" needs more than one training run behind it, this book's earlier chapters included.
-# - Axis and side are two things: the axis stays with the word where the side has left it.
+# - Axis and side are two things: the axis is learned first, and stays with the word where the side has left it.
 # - A relation vector on the second shape's token is enough to move the reading there, and the change is abrupt in the
 #   dose.
 #
