@@ -212,7 +212,8 @@ pd.DataFrame({n: {"token": carrier[n],
 # told the opposite relation, divided by the way it comes: straight, or by components between (`spatial-circuits edges`).
 # Below, one that reads the second shape: the heads whose key and value at that token carry the relation, what else they
 # carry, and the share of pictures that turn when they alone are given the opposite prompt's token (`spatial-circuits
-# fused`).
+# fused`). Where one of these readers was told the opposite relation and all else was not, the arrow to the other says how
+# much of that one's query turned (`spatial-circuits edges` with `--relation` and `--readers`).
 
 # %%
 drawn_from = {kind: next((n for n in names if carrier[n] == token and kind in study[n]
@@ -221,7 +222,8 @@ drawn_from = {kind: next((n for n in names if carrier[n] == token and kind in st
 two, one = drawn_from["edges"], drawn_from["fused"]
 Markdown("No two models here have both tables.") if not (two and one) else \
     Captioned(two_circuits(study[two]["edges"], study[one]["fused"],
-                           (f"{two}: in two stages", f"{one}: in one")),
+                           (f"{two}: a word, then shapes", f"{one}: both from one token"),
+                           study[one].get("edges")),
               "Words, heads and picture in two models. The numbers on the arrows are "
               "measured on prompts that took no part in finding the heads.",
               "Two diagrams, one above the other.")
@@ -250,7 +252,26 @@ Markdown("\n".join(fused_item(n, r, part) for n in names if "fused" in study[n]
                    for r in study[n]["fused"]["readings"]
                    for part in ("side", "axis") if turns(r, part)))
 
+# %%
+def handed_on(name: str) -> str:
+    """An item: how much of a fused reader's query another reader turns."""
+    readers = {row["name"] for row in study[name]["fused"]["readings"][0]["found"]}
+    rows = [r | {w["way"]: w for w in r["ways"]} for r in study[name]["edges"]["readers"]
+            if {r["reader"], *r["relation"]} <= readers]
+    said = ["{0} alone turns {turned:.2f} [{low:.2f}, {high:.2f}] of {1}'s query"
+            .format(", ".join(r["relation"]), r["reader"], **r["all paths"])
+            for r in rows]
+    return f"- {name}: {'; '.join(said) or 'no tag between its readers was measured'}."
+
+Markdown("\n".join(handed_on(n) for n in names if {"fused", "edges"} <= set(study[n])
+                   and carrier[n] == "shape2"))
+
 # %% [markdown]
+# Where that share is high, the reading from the second shape has two steps as well: an early head finds in one token both
+# the shape and its side, and marks places for a later one that reads the same token. Then what sets the two mechanisms apart
+# is the token, not the number of steps. A circuit search that gives a head one role only, as that of
+# [chapter 11](11_circuit.ipynb) does for the relation, does not see it.
+#
 # ## Does the circuit recur?
 #
 # Circuits were found in the same way in every model for which `spatial-circuits circuit` was run: by patching alone, on one half of the prompts,

@@ -84,6 +84,19 @@ def test_circuits_are_drawn_from_tables_alone(edges, fused):
         two_circuits({**edges, "readers": []}, fused)
 
 
+def test_a_tag_from_one_reader_to_another_is_drawn(edges, fused):
+    reading = fused["readings"][0]
+    later = {"name": "L2H1"}
+    both = {**reading, "found": [*reading["found"], later], "roles": [*reading["roles"], {**reading["roles"][0], **later}]}
+    ways = [{"way": "all paths", "turned": 0.84}]
+    two = {**fused, "readings": [both]}
+    own = {"readers": [{"reader": "L2H1", "relation": ["L0H0"], "ways": ways}]}
+    strange = {"readers": [{"reader": "L2H1", "relation": ["L1H0"], "ways": ways}]}     # L1H0 is no reader
+    assert "turns 84% of its query" in texts(two_circuits(edges, two, handed=own))
+    assert "query" not in texts(two_circuits(edges, two, handed=strange))
+    assert "query" not in texts(two_circuits(edges, two))
+
+
 def test_the_matrix_shows_every_token_and_what_is_beyond_the_control():
     rows = [{"kind": kind, "tokens": t, "part": part, "share": 0.9 if t == "relation" else 0.1, "low": 0.05, "high": 0.95,
              "control": 0.1, "prompts": 10, "p": None if "given" in part else 0.001 if t == "relation" else 1.0}

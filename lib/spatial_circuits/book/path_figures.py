@@ -52,10 +52,12 @@ def token_matrix(table: Sequence[dict[str, Any]], level: float = 0.05) -> Figure
 
 @styled
 def two_circuits(edges: dict[str, Any], fused: dict[str, Any],
-                 titles: Sequence[str] = ("in two stages", "fused")) -> Figure:
-    """Two circuits, words to heads to picture, side by side: in two stages from an edges record,
-    where arrows into the object head show which way how much of the tag comes; fused from a fused
-    record, where they show what share of the pictures the readers turn alone.
+                 titles: Sequence[str] = ("in two stages", "fused"),
+                 handed: dict[str, Any] | None = None) -> Figure:
+    """Two circuits, words to heads to picture, one above the other: in two stages from an edges
+    record, where arrows into the object head show which way how much of the tag comes; fused from a
+    fused record, with the share of the pictures that the readers turn alone. `handed`: the fused
+    model's edges record, from which tags from one of its readers to another are drawn.
 
     Raises ValueError for an edges record without a reader.
     """
@@ -64,7 +66,7 @@ def two_circuits(edges: dict[str, Any], fused: dict[str, Any],
                          "head; there are no two stages to draw")
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.0))
     _two_stages(axes[0], edges["readers"][0])
-    _one_stage(axes[1], fused["readings"][0])
+    _fused(axes[1], fused["readings"][0], handed["readers"] if handed else [])
     for ax, title in zip(axes, titles):
         ax.set_title(title, loc="left")
         ax.set(xlim=(-0.6, 5.1), ylim=(-1.0, 1.0))
@@ -90,21 +92,29 @@ def _two_stages(ax: Axes, record: dict[str, Any]) -> None:
     _arrow(ax, ("heads", 0.5), ("object", -0.1), "tag: " + ", ".join(ways))
 
 
-def _one_stage(ax: Axes, record: dict[str, Any]) -> None:
+def _fused(ax: Axes, record: dict[str, Any], handed: Sequence[dict[str, Any]]) -> None:
     role = record["tokens"]
     turned = {row["part"]: row for row in record["turned"] if row["heads"] == "readers"}
     other = {row["name"]: row for row in record["roles"]}
     names = [row["name"] for row in record["found"]]
     _box(ax, "words", 0, f"{role}: shape and relation", ROLE_COLORS[role.split("+")[0]])
     _box(ax, "picture", 0, "picture", CIRCUIT_COLORS["rest"])
-    for i, name in enumerate(names):
-        y = 0.75 - 1.5 * (i + 0.5) / len(names)
+    told_by = {one["reader"]: one for one in handed
+               if one["reader"] in names and set(one["relation"]) <= set(names)}
+    height = {name: 0.75 - 1.5 * (i + 0.5) / len(names) for i, name in enumerate(names)}
+    for name, y in height.items():
+        stage = "object" if name in told_by else "heads"
         carries = [f"{factor} {other[name][factor]:.0%}" for factor in ("shape", "colour")
                    if other[name][factor] >= _FEWEST]
         color = CIRCUIT_COLORS["object" if carries else "relation"]
-        _box(ax, "heads", y, "; ".join([name, *carries]), color, 0.22)
-        _arrow(ax, ("words", 0), ("heads", y), "")
-        _arrow(ax, ("heads", y), ("picture", 0), "")
+        _box(ax, stage, y, "; ".join([name, *carries]), color, 0.22)
+        _arrow(ax, ("words", 0), (stage, y), "")
+        _arrow(ax, (stage, y), ("picture", 0), "")
+    for name, one in told_by.items():
+        turns = next(row["turned"] for row in one["ways"] if row["way"] == "all paths")
+        for sender in one["relation"]:
+            _arrow(ax, ("heads", height[sender]), ("object", height[name]),
+                   f"turns {turns:.0%} of its query")
     told = ", ".join(f"{part} {row['share']:.0%}" for part, row in turned.items())
     ax.text(_STAGE["object"], 0.85, f"these heads alone turn: {told}", ha="center", fontsize=8)
 
