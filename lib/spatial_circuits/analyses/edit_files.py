@@ -17,6 +17,7 @@ from ..hooks.attach import hooked
 from ..hooks.core import Hook
 from ..hooks.edits import Ablate, MaskKeys
 from ..model.pipeline import Model
+from ..model.sampler import STEPS, ready_scheduler
 from ..text.words import word_tokens
 from .heads import check_heads, parse_head
 
@@ -82,6 +83,15 @@ def edit_hooks(edits: Sequence[EditSpec], model: Model, prompts: Sequence[str]) 
             row[tokens[prompt]] = True
         hooks.append(MaskKeys(hidden, where, steps=edit.steps, branch=edit.branch))
     return hooks
+
+
+def check_edits(model: Model, prompts: Sequence[str], steps: int = STEPS) -> None:
+    """Raise ValueError for an edit of `under_edits` that would be refused when these prompts are
+    drawn in so many steps: ask before the first of them is."""
+    forwards = len(ready_scheduler(model.scheduler, steps).timesteps)
+    for prompt in dict.fromkeys(prompts):
+        for hook in edit_hooks(getattr(model, "edits", ()), model, [prompt]):
+            hook.fit(None, forwards)
 
 
 def under_edits(model: Model, edits: Sequence[EditSpec]) -> Model:
