@@ -1,5 +1,5 @@
-"""Chunks: finished parts of a long analysis in a folder, so that it goes on after a kill, and so that
-several processes share it.
+"""Chunks: finished parts of a long analysis in a folder, so that it goes on after a kill, and that
+several processes may share it.
 
 The folder holds run.json, which says what is computed (the model by a hash of its weights, and all
 arguments), and a safetensors file for each finished part, written as a whole or not at all. Of the

@@ -95,12 +95,16 @@ def check_edits(model: Model, prompts: Sequence[str], steps: int = STEPS) -> Non
 
 
 def under_edits(model: Model, edits: Sequence[EditSpec]) -> Model:
-    """The same model, all of whose samples are drawn under these edits, by whatever analysis."""
-    made, plain = copy.copy(model), model.latents
+    """The same model, all of whose samples are drawn under these edits, by whatever analysis; so
+    are those of a copy that has another encoder."""
+    made, kind, before = copy.copy(model), type(model), getattr(model, "edits", ())
 
-    def latents(prompts: list[str], seeds: list[int], **options) -> Tensor:
-        with hooked(model.transformer, *edit_hooks(edits, model, prompts)):
-            return plain(prompts, seeds, **options)
-    setattr(made, "latents", latents)  # noqa: B010 (a method of this copy alone)
-    setattr(made, "edits", [*getattr(model, "edits", ()), *edits])  # noqa: B010 (for `chunks`)
+    class Edited(kind):  # type: ignore[misc,valid-type]
+        """A model whose `edits` hold while it draws."""
+
+        def latents(self, prompts: list[str], seeds: list[int], **options) -> Tensor:
+            with hooked(self.transformer, *edit_hooks(edits, self, prompts)):
+                return super().latents(prompts, seeds, **options)
+    setattr(Edited, "edits", [*before, *edits])  # noqa: B010 (no field: copies keep it)
+    made.__class__ = Edited
     return made

@@ -38,8 +38,7 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
     given = {"relation": [parse_head(h) for h in relation],
              "object": [parse_head(h) for h in readers]}
     check_heads(model, sum(given.values(), []))
-    if given["relation"]:
-        _check_readers(given["relation"], given["object"])
+    _check_readers(given["relation"] or heads_of(model), given["object"])
     require_scored(model, prompts, predictions=True)
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
     require_obeyed(model, held_out, 1, seed)

@@ -31,9 +31,9 @@ from ..analyses.placed import (
     placed_effects,
     placed_synopsis,
 )
+from ..analyses.screening import screen_layers
 from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
-from ..analyses.weight_maps import screen_words
 from ..data.captions import ROLES
 from ..data.metrics import METRICS, PARTS, check_prompts, prompt_set
 from ..data.scenes import REVERSE, SIZE
@@ -140,9 +140,10 @@ def _curves(found: Synopsis, layer: int, head: int) -> dict[str, dict[str, list[
                     for r, role in enumerate(ROLES)} for c, place in enumerate(CLASSES)}
 
 
-def run_screen(model: Model, prompts: Sequence[str]) -> dict:
-    """Ramp scores of all heads and direction words, from the weights alone (chapter 7)."""
-    table = screen_words(model.transformer, model.encoder, list(prompts))
+def run_screen(model: Model, prompts: Sequence[str], chunks: Chunks | None = None) -> dict:
+    """Ramp scores of all heads and direction words, from the weights alone (chapter 7); `chunks`
+    keep each layer's."""
+    table = screen_layers(model, prompts, chunks)
     return {"prompts": len(prompts), "heads": records(table)}
 
 
