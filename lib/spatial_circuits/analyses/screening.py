@@ -1,5 +1,5 @@
 """Screening: ramps of direction words in any model, as `weight_maps.screen_words` has them, a layer
-and a prompt at a time: memory grows with neither, and finished layers may be kept (`chunks.Chunks`).
+and a prompt at a time: memory grows with neither; finished layers may be kept (`chunks.Chunks`).
 
 What the screen reads is one block, the position embedding and words after the caption MLP. So each
 layer is screened as a model of that block alone, on one text that holds every word once.
