@@ -89,7 +89,7 @@ def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Seq
             return [Ablate(heads[None], steps=when)]
         roles = model.encoder.encode(["", *drawn.texts[part]]).roles[1:]
         return [MaskKeys(mask_of_role(roles, role), heads[None], steps=when)]
-    return judged(model, drawn, names, hooks, locate, chunk, kept, progress, options)
+    return judge_pictures(model, drawn, names, hooks, locate, chunk, kept, progress, options)
 
 
 @dataclass
@@ -125,9 +125,9 @@ def check_when(model: Model, when: Sequence[int] | None, steps: int = STEPS) -> 
             raise ValueError(f"step {step} is out of range; the run has steps 0 to {last}")
 
 
-def judged(model: Model, drawn: Asked, names: Sequence[str],
-           hooks: Callable[[int, slice], list[Hook]], locate: Locator, chunk: int, kept: Chunks,
-           progress: bool, options: dict) -> pd.DataFrame:
+def judge_pictures(model: Model, drawn: Asked, names: Sequence[str],
+                   hooks: Callable[[int, slice], list[Hook]], locate: Locator, chunk: int,
+                   kept: Chunks, progress: bool, options: dict) -> pd.DataFrame:
     """The frame of `judge`, plus prompt and condition, of all pictures under each named condition;
     `hooks(number, part)` are those of one for a part of the pictures. One condition and `chunk`
     pictures at a time."""

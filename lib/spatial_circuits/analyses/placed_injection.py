@@ -23,7 +23,7 @@ from .chunks import Chunks, Part
 from .heads import INTACT, check_heads, layers_and_heads
 from .injection import rotation
 from .locate import Locator
-from .placed import asked, check_when, judged
+from .placed import asked, check_when, judge_pictures
 from .sweep import pictures
 
 EARLY = STEPS // 2      # steps over which a relation's vector is averaged: while places are open
@@ -130,5 +130,5 @@ def placed_injection(model: Model, prompts: Sequence[str], heads: Heads, locate:
             return []
         each = torch.stack([delta[a, b.relation] for a, b in zip(own[part], drawn.said[part])])
         return [AddResidual(scale * (each @ turn.T if random else each), number)]
-    return judged(model, drawn, [name for name, _, _ in conditions], hooks, locate, chunk, kept,
-                  progress, options)
+    names = [name for name, _, _ in conditions]
+    return judge_pictures(model, drawn, names, hooks, locate, chunk, kept, progress, options)

@@ -52,12 +52,10 @@ def screen_layers(model: Model, prompts: Sequence[str], chunks: Chunks | None = 
     encoder = Prepared([" ".join(means)], text)
     said = list(dict.fromkeys(_screened(model, encoder, 0)["word"]))
     jobs = [(f"{layer:04}", partial(_columns, model, encoder, layer)) for layer in range(layers)]
-    rows = []
+    rows, places = [], [(head, word) for head in range(heads) for word in said]
     for layer, part in enumerate(kept.parts(jobs, "screen", progress)):
-        numbers = torch.stack([part[name] for name in NUMBERS_OF_RAMPS], 1).tolist()
-        places = [(head, word) for head in range(heads) for word in said]
         rows += [(head_name(layer, head), layer, head, word, *each)
-                 for (head, word), each in zip(places, numbers)]
+                 for (head, word), each in zip(places, part["numbers"].tolist())]
     return pd.DataFrame(rows, columns=["name", "layer", "head", "word", *NUMBERS_OF_RAMPS])
 
 
@@ -71,6 +69,6 @@ def _screened(model: Model, encoder: Prepared, layer: int) -> pd.DataFrame:
 
 
 def _columns(model: Model, encoder: Prepared, layer: int) -> Part:
-    """One layer's numbers [H * words], in double precision, as a frame holds them."""
-    table = _screened(model, encoder, layer)
-    return {name: torch.from_numpy(table[name].to_numpy(copy=True)) for name in NUMBERS_OF_RAMPS}
+    """One layer's numbers [H * words, 4], in double precision, as a frame holds them."""
+    table = _screened(model, encoder, layer)[list(NUMBERS_OF_RAMPS)]
+    return {"numbers": torch.from_numpy(table.to_numpy(copy=True))}

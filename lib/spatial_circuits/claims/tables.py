@@ -66,7 +66,7 @@ def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
     return records(table[table.index.get_level_values("metric").isin(OUTCOMES)])
 
 
-def require_scored(model: Model, prompts: Sequence[str] = (), predictions: bool = False) -> None:
+def require_scored(model: Model, prompts: Sequence[str], predictions: bool = False) -> None:
     """Raise ValueError, before anything is drawn, for a model whose pictures the book's detector
     does not score, or a prompt that cannot be scored or encoded; with `predictions`, also for one
     whose prediction is read from latents alone, as no stock pipeline with another scheduler, more

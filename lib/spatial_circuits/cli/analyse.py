@@ -36,7 +36,7 @@ def _evaluate(
     net, chosen = open_model(model, device, dtype=dtype), first_prompts(prompts, limit)
     from ..analyses.evaluation import evaluate, report
     from ..claims.tables import require_scored
-    require_scored(net)
+    require_scored(net, chosen)
     metrics = report(evaluate(net, chosen, images_per_prompt, seed, mode, progress=True), mode)
     print(f"{net.name}: {len(chosen)} prompts x {images_per_prompt} images, "
           "95 % interval over prompts")
