@@ -283,10 +283,18 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 #   --locator model:google/owlvit-base-patch32 --chunks chunks/synopsis --json synopsis.json
 # spatial-circuits ablate --model $NAME --dtype fp16 --prompts-file prompts.txt --heads L12H3 L13H0 \
 #   --locator model:google/owlvit-base-patch32 --chunks chunks/ablate --json ablate.json
+# spatial-circuits patch --model $NAME --dtype fp16 --prompts-file prompts.txt --every 3 --chunks chunks/patch
+# spatial-circuits inject --model $NAME --dtype fp16 --prompts-file prompts.txt --heads L12H3 --chunks chunks/inject \
+#   --locator model:google/owlvit-base-patch32
+# spatial-circuits screen --model $NAME --dtype fp16 --prompts-file prompts.txt --json screen.json
 # spatial-circuits run-book any_pixart -p model=$NAME -p locator=model:google/owlvit-base-patch32
 # ```
 #
-# The same command goes on after a kill: `--chunks` keeps what is finished, and refuses the folder of another run.
+# `patch` exchanges a head's output between a prompt and its opposite and asks what the model predicts, so that it
+# needs no locator; `inject` writes the opposite relation into the picture, as the named heads write it. The same
+# command goes on after a kill: `--chunks` keeps what is finished, and refuses the folder of another run. Through that
+# folder several GPUs share a run: `accelerate launch --multi_gpu --num_processes 8 -m spatial_circuits.cli` in place of
+# `spatial-circuits`.
 
 # %% [markdown]
 # ## What was established

@@ -6,6 +6,11 @@ import torch
 
 from spatial_circuits.analyses.ablation import ablate, mask_roles, mean_outputs
 from spatial_circuits.analyses.evaluation import evaluate
+from spatial_circuits.analyses.heads import named_heads
+from spatial_circuits.analyses.locate import by_detector
+from spatial_circuits.analyses.patching import prediction_effects
+from spatial_circuits.analyses.placed_injection import placed_injection
+from spatial_circuits.analyses.predicted import patched_predictions
 from spatial_circuits.analyses.synopsis import synopsis
 from spatial_circuits.claims.tables import run_ablate, run_screen, run_synopsis
 from spatial_circuits.data.metrics import prompt_set
@@ -42,6 +47,18 @@ def test_tables_are_equal(doors):
     pd.testing.assert_frame_equal(*(pd.DataFrame(s["heads"]).sort_values(["score", "name"], ignore_index=True) for s in seen), atol=2e-4, rtol=1e-3)
     pd.testing.assert_frame_equal(*map(pd.DataFrame, effects))
     pd.testing.assert_frame_equal(*map(pd.DataFrame, screens))
+
+
+def test_patching_and_injection_are_equal(doors):
+    heads = [(2, 1), (3, 0), (5, 3)]
+    patched = [patched_predictions(model, PROMPTS[:2], heads=heads, every=5) for model in doors]
+    assert patched[0]["both"].max() > 0.4
+    pd.testing.assert_frame_equal(*patched, atol=1e-4)
+    book = prediction_effects(doors[0], PROMPTS[:2], "relation", named_heads(heads), "both", every=5)
+    pd.testing.assert_series_equal(patched[1].groupby("name")["both"].mean(), book.mean().rename("both"), check_names=False, check_dtype=False, atol=1e-4)
+    injected = [placed_injection(model, PROMPTS[:2], [(2, 0), (2, 1), (2, 2)], by_detector) for model in doors]
+    assert injected[0].loc[injected[0]["condition"] == "relation 1", "placed"].any()
+    pd.testing.assert_frame_equal(*injected, atol=0.01)                  # centres in shares of the picture
 
 
 def run_screened(model):

@@ -177,3 +177,62 @@ def test_our_models_need_a_locator_for_chunks(tmp_path, capsys):
     with pytest.raises(ValueError, match="no colour is given"):
         analyse("synopsis", load("rte"), by_colors({}), Chunks(tmp_path / "none", locator="none"))
     assert not (tmp_path / "none").exists()
+
+
+def lines(folder, mask, prompts, kept, out):
+    """Commands that processes can share, each with its folders."""
+    located = ["--locator", f"mask:{mask}"]
+    own = {"synopsis": [*located, "--images-per-prompt", "2"], "ablate": [*located, "--heads", "L0H0", "L1H1"], "patch": ["--every", "7"],
+           "inject": [*located, "--heads", "L0H1"], "screen": []}
+    return {name: [name, "--model", str(folder), "--prompts-file", str(prompts), *rest, "--chunks", str(kept / name),
+                   "--json", str(out / f"{name}.json")] for name, rest in own.items()}
+
+
+SHARED = """import json, sys
+from spatial_circuits.analyses.chunks import process
+from spatial_circuits.analyses import chunks
+from spatial_circuits.cli import main
+made = []
+plain = chunks.save_file
+chunks.save_file = lambda tensors, path: made.append(path) or plain(tensors, path)
+status = [main(line) for line in json.loads(open(sys.argv[1]).read())]
+alone = main(["patch", "--model", "rte"])
+open(f"{sys.argv[1]}.{process()[0]}", "w").write(json.dumps([process(), status, alone, len(made)]))
+"""
+
+
+def test_two_processes_of_accelerate_share_the_chunks_and_make_the_table_of_one(folder, tmp_path):
+    prompts, mask, script = tmp_path / "prompts.txt", tmp_path / "mask.npy", tmp_path / "script.py"
+    prompts.write_text("\n".join([*PROMPTS[:2], "a cat is below a dog"]))
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, :, :2] = masks[1, :, 4:] = True
+    np.save(mask, masks)
+    script.write_text(SHARED)
+    two, one = (lines(folder, mask, prompts, tmp_path / name, tmp_path / name) for name in ("two", "one"))
+    (tmp_path / "lines.json").write_text(json.dumps(list(two.values())))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script), str(tmp_path / "lines.json")]
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(launch, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+                          capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads((tmp_path / f"lines.json.{k}").read_text()) for k in (0, 1)]
+    assert [s[0] for s in said] == [[0, 2], [1, 2]] and all(s[1] == [0] * 5 and s[2] == 2 for s in said)
+    assert "2 processes were started, which share an analysis by its chunks" in done.stderr
+    parts = [len(list((tmp_path / "two" / name).glob("*.safetensors"))) for name in two]
+    assert sum(s[3] for s in said) == sum(parts) and min(s[3] for s in said) > sum(parts) // 3      # each part is made once
+    assert done.stdout.count("denoising") == 1                            # the first process alone speaks
+    for name, line in one.items():
+        assert main(line) == 0
+        records = [json.loads((tmp_path / n / f"{name}.json").read_text()) for n in ("one", "two")]
+        assert records[0].pop("command") != records[1].pop("command") and records[0] == records[1], name
+        pieces = [sorted(p.name for p in (tmp_path / n / name).glob("*.safetensors")) for n in ("one", "two")]
+        assert pieces[0] == pieces[1] != []
+    assert main(two["patch"]) == 0                                       # one process goes on from what two made
+
+
+def test_several_processes_need_a_folder(model, halves, monkeypatch):
+    monkeypatch.setattr("spatial_circuits.analyses.chunks.process", lambda: (1, 2))
+    monkeypatch.setattr(type(model), "latents", None)
+    with pytest.raises(ValueError, match="2 processes share an analysis by its chunks; name a folder"):
+        analyse("synopsis", model, halves)

@@ -1,5 +1,6 @@
 """Interventions as data: they survive a file, and a model under them draws what the same hooks draw, whatever asks it."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from spatial_circuits.cli import main
 from spatial_circuits.hooks.edits import Ablate, MaskKeys
 from spatial_circuits.hooks.run import run
 from spatial_circuits.model.store import load
+from spatial_circuits.text.prepared import Prepared
 
 PROMPTS = ["red square is above blue circle", "blue circle is to the left of red square"]
 ZERO = EditSpec("zero", ["L1H1"], steps=[0, 1])
@@ -46,6 +48,16 @@ def test_a_model_under_edits_draws_as_under_the_same_hooks(tiny):
     with pytest.raises(ValueError, match="word 'above' has no token in 'blue circle is to the left"):
         under_edits(tiny, [above]).latents(PROMPTS, [1, 2])
     assert torch.equal(tiny.latents(PROMPTS, [1, 2], steps=3), plain)       # the model stays as it is
+
+
+def test_a_copy_with_another_encoder_draws_under_the_edits_too(tiny):
+    """So do exchanges of tokens and arithmetic, which give the model texts of their own."""
+    text = tiny.encoder.encode(["", PROMPTS[0]])
+    both = under_edits(under_edits(tiny, [ZERO]), [EditSpec("zero", ["L0H0"])])
+    copied = replace(both, encoder=Prepared(["", "mine"], text))
+    wanted = run(tiny, PROMPTS[:1], [1], Ablate([(1, 1)], steps=[0, 1]), Ablate([(0, 0)]), steps=3)
+    assert torch.equal(copied.latents(["mine"], [1], steps=3), wanted) and len(copied.edits) == 2
+    assert not hasattr(tiny, "edits")
 
 
 def test_analyses_of_a_model_under_edits_add_theirs(tiny):

@@ -4,7 +4,8 @@ import pytest
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import COLORS, RELATIONS, SHAPES
-from spatial_circuits.text.parser import RELATION_WORDS, read_spatial, spoken
+from spatial_circuits.text.counterparts import counterpart
+from spatial_circuits.text.parser import RELATION_WORDS, opposed, read_spatial, spoken
 
 
 @pytest.mark.parametrize(("prompt", "one", "relation", "two"), [
@@ -58,3 +59,23 @@ def test_a_prompt_without_two_things_is_refused_by_name(prompt):
 def test_phrases_are_unique():
     phrases = [p for group in RELATION_WORDS.values() for p in group]
     assert len(set(phrases)) == len(phrases)
+
+
+def test_the_opposite_of_the_books_prompts_is_their_counterpart():
+    for prompt in [*prompt_set("264"), *prompt_set("96")]:
+        assert opposed(prompt) == counterpart(prompt, "relation")
+
+
+AGAINST = {"above": "below", "below": "above", "left": "right", "right": "left", "front": "behind", "behind": "front"}
+
+
+@pytest.mark.parametrize(("relation", "phrase"), [(r, p) for r, phrases in RELATION_WORDS.items() for p in phrases])
+def test_every_phrase_with_a_side_has_an_opposite_that_is_read_as_such(relation, phrase):
+    prompt = f"A red cat {phrase.title()} a small dog, in the rain"
+    if relation == "near":
+        with pytest.raises(ValueError, match="has no opposite; choose among above, below"):
+            opposed(prompt)
+        return
+    other = read_spatial(opposed(prompt))
+    assert (other.relation, other.nouns) == (AGAINST[relation], ("red cat", "small dog"))
+    assert opposed(prompt).startswith("A red cat ") and opposed(prompt).endswith(" a small dog, in the rain")

@@ -24,7 +24,10 @@ heatmap     where each head looks at a word, in any model
 locate      where two named things are in a picture: detectors, colours, masks, by one protocol
 edit_files  interventions as JSON, and a model that samples under them
 placed      synopsis and ablation for any model and any two things, in bounded memory
-chunks      finished parts of a long analysis in a folder, so that it goes on after a kill
+predicted   patching between a prompt and its counterpart in any model, by what it predicts
+placed_injection  relations written into any model's pictures, scored by a locator
+screening   ramps from the weights of any model, a layer at a time
+chunks      finished parts of a long analysis in a folder, for a resume and for several processes
 max_statistic  which of very many heads tell words apart, corrected by the largest under shuffles
 costs       operations and bytes of a forward and of an analysis, counted from the config
 self_check  do readers tell the truth, leave pictures alone, and what memory do they take

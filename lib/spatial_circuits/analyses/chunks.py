@@ -1,16 +1,24 @@
-"""Chunks: finished parts of a long analysis in a folder, so that it goes on after a kill.
+"""Chunks: finished parts of a long analysis in a folder, so that it goes on after a kill, and that
+several processes may share it.
 
 The folder holds run.json, which says what is computed (the model by a hash of its weights, and all
-arguments), and a safetensors file for each finished part, written as a whole or not at all.
+arguments), and a safetensors file for each finished part, written as a whole or not at all. Of the
+processes that `accelerate launch` starts, each computes every n-th part and then reads them all.
+They must see the same folder; by it alone they wait for each other, since a part may take longer
+than a barrier has patience.
 """
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from .. import __version__
 from ..files import check_file, write_json, writing
@@ -18,7 +26,19 @@ from ..model.pipeline import Model
 from ..text.identity import fingerprint, tensors_hash
 
 Part = dict[str, Tensor]
+Job = tuple[str, Callable[[], Part]]     # a part's name, and what computes it
 MANIFEST = "run.json"
+_GLANCE = 0.2    # seconds between two looks for a part of another process
+
+
+def process() -> tuple[int, int]:
+    """The number of this process, from 0, and of all that `accelerate launch` or torchrun started
+    together; (0, 1) where neither did."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    from accelerate import PartialState
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes
 
 
 class Chunks:
@@ -52,21 +72,45 @@ class Chunks:
                              f"{_short(before.get(key))} and is {_short(now.get(key))}; "
                              "name another folder")
 
-    def __call__(self, name: str, compute: Callable[..., Part], *args, **kwargs) -> Part:
-        """The part of that name, read if it was finished, else compute(*args, **kwargs) and kept.
-        Raises ValueError for a damaged file."""
+    def parts(self, jobs: Sequence[Job], name: str = "", progress: bool = False
+              ) -> Iterator[Part]:
+        """The part of each job in order, read if it was finished, else computed and kept; with
+        `progress`, under a bar of that name.
+
+        Raises ValueError for a damaged file, before any part is computed, and for several processes
+        without a folder.
+        """
+        number, count = process()
+        if self.folder is None and count > 1:
+            raise ValueError(f"{count} processes share an analysis by its chunks; name a folder "
+                             "for them")
+        mine = [job for job in jobs[number::count] if not self._finished(job[0])]
+        bar = tqdm(mine, desc=name, disable=not progress or number > 0)
         if self.folder is None:
-            return compute(*args, **kwargs)
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            made = compute(*args, **kwargs)
-            with writing(path) as partial:
+            yield from (compute() for _, compute in bar)
+            return
+        for part, compute in bar:
+            made = compute()
+            with writing(self._path(part)) as partial:
                 save_file({key: value.contiguous() for key, value in made.items()}, str(partial))
+        for part, _ in jobs:
+            while not self._path(part).exists():
+                time.sleep(_GLANCE)
+            yield self._read(part)
+
+    def _path(self, name: str) -> Path:
+        return (self.folder or Path()) / f"{name}.safetensors"
+
+    def _finished(self, name: str) -> bool:
+        """Whether a part is there. ValueError for a damaged one."""
+        return self.folder is not None and self._path(name).exists() and bool(self._read(name))
+
+    def _read(self, name: str) -> Part:
         try:
-            return load_file(path)
+            return load_file(self._path(name))
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it, and it is computed anew"
-                             ) from error
+            raise ValueError(f"{self._path(name)} is damaged ({error}); remove it, and it is "
+                             "computed anew") from error
 
 
 def model_identity(model: Model) -> dict:

@@ -17,6 +17,7 @@ from ..hooks.attach import hooked
 from ..hooks.core import Hook
 from ..hooks.edits import Ablate, MaskKeys
 from ..model.pipeline import Model
+from ..model.sampler import STEPS, ready_scheduler
 from ..text.words import word_tokens
 from .heads import check_heads, parse_head
 
@@ -84,13 +85,26 @@ def edit_hooks(edits: Sequence[EditSpec], model: Model, prompts: Sequence[str]) 
     return hooks
 
 
-def under_edits(model: Model, edits: Sequence[EditSpec]) -> Model:
-    """The same model, all of whose samples are drawn under these edits, by whatever analysis."""
-    made, plain = copy.copy(model), model.latents
+def check_edits(model: Model, prompts: Sequence[str], steps: int = STEPS) -> None:
+    """Raise ValueError for an edit of `under_edits` that would be refused when these prompts are
+    drawn in so many steps: ask before the first of them is."""
+    forwards = len(ready_scheduler(model.scheduler, steps).timesteps)
+    for prompt in dict.fromkeys(prompts):
+        for hook in edit_hooks(getattr(model, "edits", ()), model, [prompt]):
+            hook.fit(None, forwards)
 
-    def latents(prompts: list[str], seeds: list[int], **options) -> Tensor:
-        with hooked(model.transformer, *edit_hooks(edits, model, prompts)):
-            return plain(prompts, seeds, **options)
-    setattr(made, "latents", latents)  # noqa: B010 (a method of this copy alone)
-    setattr(made, "edits", [*getattr(model, "edits", ()), *edits])  # noqa: B010 (for `chunks`)
+
+def under_edits(model: Model, edits: Sequence[EditSpec]) -> Model:
+    """The same model, all of whose samples are drawn under these edits, by whatever analysis; so
+    are those of a copy that has another encoder."""
+    made, kind, before = copy.copy(model), type(model), getattr(model, "edits", ())
+
+    class Edited(kind):  # type: ignore[misc,valid-type]
+        """A model whose `edits` hold while it draws."""
+
+        def latents(self, prompts: list[str], seeds: list[int], **options) -> Tensor:
+            with hooked(self.transformer, *edit_hooks(edits, self, prompts)):
+                return super().latents(prompts, seeds, **options)
+    setattr(Edited, "edits", [*before, *edits])  # noqa: B010 (no field: copies keep it)
+    made.__class__ = Edited
     return made

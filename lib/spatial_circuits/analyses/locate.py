@@ -103,8 +103,10 @@ def _color(text: str) -> tuple[str, tuple[int, int, int]]:
     noun, _, rgb = text.partition("=")
     try:
         red, green, blue = map(int, rgb.split(","))
+        bytes((red, green, blue))                                       # refuses all but 0 to 255
     except ValueError:
-        raise ValueError(f"colour {text!r} is not of the form cat=255,0,0") from None
+        raise ValueError(f"colour {text!r} is not of the form cat=255,0,0, each number 0 to 255"
+                         ) from None
     return noun.strip(), (red, green, blue)
 
 

@@ -6,22 +6,25 @@ synopsis draws each picture twice: places are known only when the picture is the
 second drawing attention is summed over them where it is computed. Heads are tested by the largest
 score under shuffles (`max_statistic`), which very many of them do not make blind.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from ..data.scenes import ALIGN, SIZE
 from ..hooks.core import Hook, pick
 from ..hooks.edits import Ablate, MaskKeys
 from ..hooks.run import run
 from ..model.pipeline import Model
+from ..model.sampler import STEPS, ready_scheduler
 from ..text.parser import Spatial, read_spatial
-from ..text.roles import mask_of_role, role_table
+from ..text.roles import mask_of_role, role_mask, role_table
 from .chunks import Chunks, Part
+from .edit_files import check_edits
 from .heads import Head, head_conditions, head_name, heads_of, layers_and_heads
 from .heatmap import WordAttention
 from .intervals import mean_interval
@@ -67,47 +70,86 @@ def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Seq
     the frame of `judge`, plus prompt and condition, "intact" first.
 
     One condition and `chunk` pictures at a time; `chunks` keeps each. Raises ValueError, before
-    sampling, for a prompt without two things, nouns that the locator does not know, heads out of
-    range, and chunks of another run.
+    sampling, for a prompt without two things, a role that a prompt lacks, nouns that the locator
+    does not know, heads or steps out of range, and chunks of another run.
     """
-    said, texts, seeds = _asked(prompts, locate, per_prompt, seed, chunk)
+    drawn = asked(model, prompts, locate, per_prompt, seed, chunk, when, **options)
     names, where = head_conditions(model, sets)
+    if role:
+        role_mask(model.encoder, prompts, role)
     kept = chunks or Chunks()
     kept.open("ablate", model, prompts=list(prompts), sets=dict(sets), per_prompt=per_prompt,
               seed=seed, role=role, when=when, chunk=chunk, options=options)
+
+    def hooks(number: int, part: slice) -> list[Hook]:
+        heads = where[number]
+        if not heads.any():
+            return []
+        if not role:
+            return [Ablate(heads[None], steps=when)]
+        roles = model.encoder.encode(["", *drawn.texts[part]]).roles[1:]
+        return [MaskKeys(mask_of_role(roles, role), heads[None], steps=when)]
+    return judge_pictures(model, drawn, names, hooks, locate, chunk, kept, progress, options)
+
+
+@dataclass
+class Asked:
+    """The pictures that are asked for: prompt and seed of each, and what it is judged by."""
+    texts: list[str]
+    seeds: list[int]
+    said: list[Spatial]
+
+
+def asked(model: Model, prompts: Sequence[str], locate: Locator, per_prompt: int, seed: int,
+          chunk: int, when: Sequence[int] | None = None, steps: int = STEPS, **_) -> Asked:
+    """The pictures of these prompts. ValueError for what cannot be drawn, located, or cut into
+    chunks, and for a step of `when` that does not exist."""
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    check_when(model, when, steps)
+    said = {prompt: read_spatial(prompt) for prompt in prompts}
+    locate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [s.nouns for s in said.values()])
+    for prompt in said:
+        model.encoder.encode([prompt])                  # refuses what is too long, or unknown
+    check_edits(model, prompts, steps)
+    texts, seeds = pictures(prompts, per_prompt, seed)
+    return Asked(texts, seeds, [said[text] for text in texts])
+
+
+def check_when(model: Model, when: Sequence[int] | None, steps: int = STEPS) -> None:
+    """Raise ValueError for steps of which one is not in a run of so many of the scheduler's; a
+    second-order solver makes two of each."""
+    last = len(ready_scheduler(model.scheduler, steps).timesteps) - 1
+    for step in when or []:
+        if not 0 <= step <= last:
+            raise ValueError(f"step {step} is out of range; the run has steps 0 to {last}")
+
+
+def judge_pictures(model: Model, drawn: Asked, names: Sequence[str],
+                   hooks: Callable[[int, slice], list[Hook]], locate: Locator, chunk: int,
+                   kept: Chunks, progress: bool, options: dict) -> pd.DataFrame:
+    """The frame of `judge`, plus prompt and condition, of all pictures under each named condition;
+    `hooks(number, part)` are those of one for a part of the pictures. One condition and `chunk`
+    pictures at a time."""
+    starts = range(0, len(drawn.texts), chunk)
+    places = [(slice(start, start + chunk), number) for start in starts
+              for number in range(len(names))]
+    jobs = [(f"{part.start:06}-{number:04}", partial(_judged, model, drawn, part, hooks, number,
+                                                    locate, options)) for part, number in places]
     frames = []
-    for start in tqdm(range(0, len(texts), chunk), desc="ablation", disable=not progress):
-        drawn = texts[start:start + chunk], seeds[start:start + chunk]
-        each = [said[text] for text in drawn[0]]
-        for number, (name, heads) in enumerate(zip(names, where)):
-            part = kept(f"{start:06}-{number:04}", _without, model, *drawn, heads, each, locate,
-                        role, when, options)
-            columns = {column: part[column].numpy() for column in JUDGED}
-            frame = pd.DataFrame({"relation": [s.relation for s in each], **columns})
-            frames.append(frame.assign(prompt=drawn[0], condition=name))
+    for (part, number), found in zip(places, kept.parts(jobs, "pictures", progress)):
+        columns = {column: found[column].numpy() for column in JUDGED}
+        frame = pd.DataFrame({"relation": [s.relation for s in drawn.said[part]], **columns})
+        frames.append(frame.assign(prompt=drawn.texts[part], condition=names[number]))
     return pd.concat(frames, ignore_index=True)
 
 
-def _asked(prompts: Sequence[str], locate: Locator, per_prompt: int, seed: int, chunk: int
-           ) -> tuple[dict[str, Spatial], list[str], list[int]]:
-    """What each prompt says, and prompt and seed of each picture; ValueError for what cannot be."""
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
-    said = {prompt: read_spatial(prompt) for prompt in prompts}
-    locate(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), [s.nouns for s in said.values()])
-    return said, *pictures(prompts, per_prompt, seed)
-
-
-def _without(model: Model, texts: list[str], seeds: list[int], heads: Tensor,
-             each: Sequence[Spatial], locate: Locator, role: str | None,
-             when: Sequence[int] | None, options: dict) -> Part:
-    """The columns of `judge` for one chunk without these heads [L, H], the relation aside."""
-    edit: Hook = Ablate(heads[None], steps=when)
-    if role:
-        roles = model.encoder.encode(["", *texts]).roles[1:]
-        edit = MaskKeys(mask_of_role(roles, role), heads[None], steps=when)
-    latents = run(model, texts, seeds, *([edit] if heads.any() else []), **options)
-    frame = judge(locate(model.vae.decode(latents).cpu(), [s.nouns for s in each]), each)
+def _judged(model: Model, drawn: Asked, part: slice, hooks: Callable[[int, slice], list[Hook]],
+            number: int, locate: Locator, options: dict) -> Part:
+    """The columns of `judge` for one part under one condition, the relation aside."""
+    said = drawn.said[part]
+    latents = run(model, drawn.texts[part], drawn.seeds[part], *hooks(number, part), **options)
+    frame = judge(locate(model.vae.decode(latents).cpu(), [s.nouns for s in said]), said)
     return {name: torch.from_numpy(frame[name].to_numpy(copy=True)) for name in JUDGED}
 
 
@@ -130,18 +172,18 @@ def placed_synopsis(model: Model, prompts: Sequence[str], locate: Locator, per_p
     `chunks` keeps each chunk. Raises ValueError as `placed_ablation` does, and if no picture
     counts.
     """
-    said, texts, seeds = _asked(prompts, locate, per_prompt, seed, chunk)
+    drawn = asked(model, prompts, locate, per_prompt, seed, chunk, **options)
     kept = chunks or Chunks()
     kept.open("synopsis", model, prompts=list(prompts), per_prompt=per_prompt, seed=seed,
               chunk=chunk, options=options)
+    places = [slice(start, start + chunk) for start in range(0, len(drawn.texts), chunk)]
+    jobs = [(f"{place.start:06}", partial(_seen, model, drawn, place, locate, options))
+            for place in places]
     tables, held, owners = [], [], []
-    for start in tqdm(range(0, len(texts), chunk), desc="synopsis", disable=not progress):
-        drawn = texts[start:start + chunk], seeds[start:start + chunk]
-        part = kept(f"{start:06}", _seen, model, *drawn, [said[text].nouns for text in drawn[0]],
-                    locate, options)
+    for place, part in zip(places, kept.parts(jobs, "synopsis", progress)):
         tables += part["table"][part["found"]]
         held += part["held"][part["found"]]
-        owners += [text for text, found in zip(drawn[0], part["found"].tolist()) if found]
+        owners += [text for text, found in zip(drawn.texts[place], part["found"].tolist()) if found]
     if not tables:
         raise ValueError("both things were found in no picture, so that heads cannot be ranked")
     table = torch.stack(tables)
@@ -159,13 +201,13 @@ def placed_synopsis(model: Model, prompts: Sequence[str], locate: Locator, per_p
         ["score", "mean"], ascending=[False, False], ignore_index=True)
 
 
-def _seen(model: Model, texts: list[str], seeds: list[int], nouns: list[tuple[str, str]],
-          locate: Locator, options: dict) -> Part:
+def _seen(model: Model, drawn: Asked, place: slice, locate: Locator, options: dict) -> Part:
     """One chunk of b pictures: table [b, L, H, 3, R] attention per token from each place to each
     role, 0 for a role that the prompt lacks; held [b, R], the roles it has; found [b], both things
     are in the picture."""
+    texts, seeds = drawn.texts[place], drawn.seeds[place]
     latents = model.latents(texts, seeds, **options)
-    masks = locate(model.vae.decode(latents).cpu(), nouns)
+    masks = locate(model.vae.decode(latents).cpu(), [said.nouns for said in drawn.said[place]])
     patch = model.transformer.config["patch_size"]
     grid = [n // patch for n in latents.shape[-2:]]
     places = interpolate(masks.float(), grid, mode="area").flatten(2)                # [b, 2, N]

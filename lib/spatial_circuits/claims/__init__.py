@@ -4,6 +4,7 @@ claims       the sixteen claims, which kinds of models each is about, evidence o
 judges       one function a claim: the rule, then the sentence with the figures
 tables       run_synopsis, run_screen, run_ablate, run_circuit: analyses as records for JSON
 text_tables  run_tokens, run_factors, run_arithmetic, run_robustness: the same for the text
+placed_tables  run_patch, run_inject: the same for any model and any two things
 population   k of n runs with Wilson's intervals: claims, the word that is read, order of learning
 cards        what a model is and does: a line of `spatial-circuits models`, a model card
 

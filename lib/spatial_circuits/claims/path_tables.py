@@ -14,7 +14,7 @@ from ..analyses.heads import Head, check_heads, head_name, heads_of, parse_head
 from ..analyses.intervals import mean_interval, ratio_interval
 from ..model.pipeline import Model
 from ..text.roles import role_mask
-from .tables import known, records, require_obeyed
+from .tables import known, records, require_obeyed, require_scored
 
 STRONGEST = 60    # edges that a table lists
 ALPHA = 0.05      # p below which an edge is counted
@@ -38,8 +38,8 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
     given = {"relation": [parse_head(h) for h in relation],
              "object": [parse_head(h) for h in readers]}
     check_heads(model, sum(given.values(), []))
-    if given["relation"]:
-        _check_readers(given["relation"], given["object"])
+    _check_readers(given["relation"] or heads_of(model), given["object"])
+    require_scored(model, prompts, predictions=True)
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
     require_obeyed(model, held_out, 1, seed)
     found = find_circuit(model, discovery, seed=seed)
@@ -105,6 +105,7 @@ def run_fused(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: i
     if len(prompts) < 4:
         raise ValueError(f"{len(prompts)} prompts are too few: heads are found on every fourth and "
                          "tested on the rest; give at least four")
+    require_scored(model, prompts, predictions=True)
     for role in tokens:
         role_mask(model.encoder, prompts, role)                # refuses before anything is sampled
     discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]

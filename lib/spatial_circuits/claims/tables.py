@@ -25,16 +25,21 @@ from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
 from ..analyses.locate import Locator
-from ..analyses.placed import placed_ablation, placed_effects, placed_synopsis
+from ..analyses.placed import (
+    check_when,
+    placed_ablation,
+    placed_effects,
+    placed_synopsis,
+)
+from ..analyses.screening import screen_layers
 from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
-from ..analyses.weight_maps import screen_words
 from ..data.captions import ROLES
-from ..data.metrics import METRICS, PARTS, prompt_set
-from ..data.scenes import REVERSE
+from ..data.metrics import METRICS, PARTS, check_prompts, prompt_set
+from ..data.scenes import REVERSE, SIZE
 from ..hooks.core import Heads
 from ..model.pipeline import Model
-from ..model.sampler import STEPS
+from ..model.sampler import STEPS, ready_scheduler
 from ..text.counterparts import relations_said
 from .population import injection_layer
 
@@ -61,12 +66,37 @@ def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
     return records(table[table.index.get_level_values("metric").isin(OUTCOMES)])
 
 
+def require_scored(model: Model, prompts: Sequence[str], predictions: bool = False) -> None:
+    """Raise ValueError, before anything is drawn, for a model whose pictures the book's detector
+    does not score, or a prompt that cannot be scored or encoded; with `predictions`, also for one
+    whose prediction is read from latents alone, as no stock pipeline with another scheduler, more
+    channels or conditions beside the text lets one do."""
+    net = model.transformer.config
+    pixels = net["sample_size"] * 2 ** (len(model.vae.model.config["block_out_channels"]) - 1)
+    other = "synopsis, ablate, patch, inject, screen and heatmap take any PixArt"
+    if pixels != SIZE:
+        raise ValueError(f"{model.name} draws pictures of {pixels} px; this analysis scores those "
+                         f"of {SIZE} px alone ({other})")
+    noise = float(ready_scheduler(model.scheduler, STEPS).init_noise_sigma)
+    plain = (net["in_channels"], net["out_channels"], noise) == (4, 4, 1.0)
+    if predictions and (not plain or model.transformer.use_additional_conditions):
+        raise ValueError(f"{model.name} has {net['in_channels']} channels and predicts "
+                         f"{net['out_channels']}, from noise of size {noise:.4g}, with size "
+                         f"conditions {model.transformer.use_additional_conditions}; this analysis "
+                         f"needs 4, 4, 1 and False ({other})")
+    check_prompts(prompts)
+    for prompt in prompts:
+        model.encoder.encode([prompt])
+
+
 def require_obeyed(model: Model, prompts: Sequence[str], per_prompt: int = 1,
                    seed: int = 1) -> None:
     """Raise ValueError if the model never obeys a relation: shares of its score would be 0 / 0.
 
-    Draws 32 prompts at a time, and ends at the first picture that is right.
+    Draws 32 prompts at a time, and ends at the first picture that is right; none before
+    `require_scored` has let pass the model and all prompts.
     """
+    require_scored(model, prompts)
     for start in range(0, len(prompts), 32):
         frame = sweep(model, prompts[start:start + 32], [INTACT], (), per_prompt, seed)
         if frame["loose"].any():
@@ -92,6 +122,7 @@ def run_synopsis(model: Model, prompts: Sequence[str], per_prompt: int = 4, seed
                 "heads": records(table)}
     if step not in ("mean", "max") and (not isinstance(step, int) or not 0 <= step < STEPS):
         raise ValueError(f"step {step!r} is out of range; choose 0 to {STEPS - 1}, mean or max")
+    require_scored(model, prompts)
     found = synopsis(model, prompts, per_prompt, seed, progress=progress)
     table = ranking(found, step=step)
     best = {score: rows.iloc[0] for score, rows in table.groupby("score", sort=False)}
@@ -109,9 +140,10 @@ def _curves(found: Synopsis, layer: int, head: int) -> dict[str, dict[str, list[
                     for r, role in enumerate(ROLES)} for c, place in enumerate(CLASSES)}
 
 
-def run_screen(model: Model, prompts: Sequence[str]) -> dict:
-    """Ramp scores of all heads and direction words, from the weights alone (chapter 7)."""
-    table = screen_words(model.transformer, model.encoder, list(prompts))
+def run_screen(model: Model, prompts: Sequence[str], chunks: Chunks | None = None) -> dict:
+    """Ramp scores of all heads and direction words, from the weights alone (chapter 7); `chunks`
+    keep each layer's."""
+    table = screen_layers(model, prompts, chunks)
     return {"prompts": len(prompts), "heads": records(table)}
 
 
@@ -129,9 +161,9 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
     kind = kind or ("mean" if locate is None else "zero")
     if kind not in (("mean", "zero") if locate is None else ("zero",)):
         raise ValueError(f"kind {kind!r} is unknown; choose from mean, zero; zero with a locator")
-    late = [s for s in when or [] if not 0 <= s < STEPS]
-    if late and locate is None:
-        raise ValueError(f"step {late[0]} is out of range; the run has steps 0 to {STEPS - 1}")
+    check_when(model, when)
+    if locate is None:
+        require_scored(model, prompts)
     chosen = [parse_head(h) for h in heads] or heads_of(model)
     sets = {head_name(*h): [h] for h in chosen}
     if together:
@@ -171,6 +203,7 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
     if len(prompts) < 4:
         raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
                          "fourth and tested on the rest")
+    require_scored(model, prompts, predictions=True)
     discovery, held_out = _split(prompts)
     require_obeyed(model, held_out, per_prompt, seed)
     circuit = find_circuit(model, discovery)
@@ -215,6 +248,7 @@ def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int 
     if len(prompts) < 4 or orders < 1:
         raise ValueError(f"{len(prompts)} prompts and {orders} random orders; curves need at least "
                          "4 prompts, as heads are ranked on every fourth, and one order")
+    require_scored(model, prompts, predictions=True)
     discovery, held_out = _split(prompts)
     require_obeyed(model, held_out, 1, seed)
     found, sizes = rankings(model, discovery, seed), curve_sizes(len(heads_of(model)))

@@ -33,8 +33,16 @@ from ..data.scenes import RELATIONS
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import counterpart, relations_said
+from ..text.roles import role_mask
 from ..text.wordings import supported
-from .tables import OUTCOMES, known, metric_means, records, require_obeyed
+from .tables import (
+    OUTCOMES,
+    known,
+    metric_means,
+    records,
+    require_obeyed,
+    require_scored,
+)
 
 PROMPT_ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # of every prompt
 WINDOWS = {"steps 0-1": range(0, 2), "steps 2-4": range(2, 5), "steps 5-8": range(5, 9),
@@ -52,6 +60,8 @@ def run_tokens(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
         groups |= {f"{role}, {w}": (role, None, list(steps))
                    for role in ("shape1", "relation", "shape2", "end")
                    for w, steps in WINDOWS.items()}
+    for role in PROMPT_ROLES:
+        role_mask(model.encoder, prompts, role)                 # refuses before anything is sampled
     require_obeyed(model, prompts, per_prompt, seed)
     frame = mask_roles(model, prompts, groups, per_prompt, seed, progress=progress)
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
@@ -100,6 +110,7 @@ def run_arithmetic(model: Model, prompts: Sequence[str], per_prompt: int = 1, se
     The prompts that are changed are left out when the effects are estimated. Raises ValueError if
     that leaves a relation out, or where a prompt and its opposite differ in their tokens.
     """
+    require_scored(model, prompts)
     rest = [p for p in prompt_set("264") if p not in prompts]
     _require_relations(rest, f"{len(prompts)} prompts are to be changed: give a smaller --limit")
     donors = [counterpart(p, "relation") for p in prompts]
@@ -130,6 +141,7 @@ def run_robustness(model: Model, prompts: Sequence[str], per_prompt: int = 1, se
 
     Raises ValueError if the prompts leave a relation out, or a model that never obeys one.
     """
+    require_scored(model, prompts)
     _require_relations(prompts, "give a larger --limit")
     vectors = {role: token_vectors(model.encoder, prompts, role, model.transformer)
                for role in TOKENS}
@@ -250,6 +262,7 @@ def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed
     "exchange" counts pictures by kind of donor and tokens; "table" has the shares with intervals
     beside the control, "relations" the same by the donor's relation.
     """
+    require_scored(model, prompts)
     frame = exchange_tokens(model, prompts, per_prompt=per_prompt, seed=seed, progress=progress)
     own = frame[frame["kind"] == "own"]
     rows = [{"kind": kind, "tokens": tokens, "axis": int(part["axis"].sum()),

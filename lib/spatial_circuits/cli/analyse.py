@@ -1,81 +1,27 @@
 """Commands that measure a model: the tables of chapters 5 to 15, printed and written as JSON."""
-from collections.abc import Callable
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ..files import check_file, write_json
+from .factory import analysis, first_prompts
 from .options import (
+    AnyHeads,
     ChunksFolder,
     Count,
     Device,
     Dtype,
-    EditFile,
     HeadNames,
     Json,
     Limit,
     LocatorName,
     Name,
     PerPrompt,
-    Precise,
     Prompts,
-    PromptsFile,
     SeedOption,
     open_model,
 )
-
-
-def _first(prompts: str, limit: int | None, spread: bool = False,
-           file: Path | None = None) -> list[str]:
-    """The first `limit` prompts of a set or a file, or as many spread over it."""
-    from ..data.metrics import prompt_set
-    lines = prompt_set(prompts) if file is None else file.read_text().splitlines()
-    chosen = [line.strip() for line in lines if line.strip()]
-    if not chosen:
-        raise ValueError(f"{file} holds no prompt; write one a line")
-    stride = max(1, len(chosen) // (limit or len(chosen))) if spread else 1
-    return chosen[::stride][:limit]
-
-
-def _analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Callable[..., None]:
-    """The command that calls `run(model, prompts, ...)`, with the options that all analyses share.
-
-    An analysis that samples (it takes a seed) also has `--precise` and `--edit`. `defaults` are
-    those of the shared options; `spread`: a limit takes prompts from all over the set.
-    """
-    shared: dict[str, tuple] = {
-        "model": (Name, "rte"), "prompts": (Prompts, "264"), "prompts_file": (PromptsFile, None),
-        "limit": (Limit, None)}
-    own = list(signature(run).parameters.values())[2:]
-    if "seed" in signature(run).parameters:
-        shared |= {"precise": (Precise, False), "edit": (EditFile, None)}
-
-    def command(context, model, prompts, limit, json, device, prompts_file, dtype, precise=True,
-                edit=None, **options) -> None:
-        if json:
-            check_file(json)
-        if precise and dtype not in (None, "fp32") and "edit" in shared:
-            raise ValueError(f"--precise is fp32; leave it out, or --dtype {dtype}")
-        chosen = _first(prompts, limit, spread, prompts_file)
-        net = open_model(model, device, precise, edit, dtype)
-        record = run(net, chosen, **options)
-        if json:
-            write_json(json, {"model": net.name, "command": context.obj, **record})
-
-    def option(name, kind, default) -> Parameter:
-        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-    first = [option(name, kind, defaults.get(name, usual))
-             for name, (kind, usual) in shared.items()]
-    last = [option("json", Json, None), option("device", Device, "auto"),
-            option("dtype", Dtype, None)]
-    context = option("context", typer.Context, Parameter.empty)
-    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
-    whole = signature(command).replace(parameters=[context, *first, *own, *last])
-    setattr(command, "__signature__", whole)  # noqa: B010 (what Typer reads)
-    command.__name__, command.__doc__ = run.__name__, run.__doc__
-    return command
 
 
 def _evaluate(
@@ -87,8 +33,10 @@ def _evaluate(
     """Sample and score a model on a prompt set (chapter 5)."""
     if json:
         check_file(json)
-    net, chosen = open_model(model, device, dtype=dtype), _first(prompts, limit)
+    net, chosen = open_model(model, device, dtype=dtype), first_prompts(prompts, limit)
     from ..analyses.evaluation import evaluate, report
+    from ..claims.tables import require_scored
+    require_scored(net, chosen)
     metrics = report(evaluate(net, chosen, images_per_prompt, seed, mode, progress=True), mode)
     print(f"{net.name}: {len(chosen)} prompts x {images_per_prompt} images, "
           "95 % interval over prompts")
@@ -129,18 +77,18 @@ def _locate(net, locator: str | None, chunks: Path | None) -> dict:
     return {"locate": named_locator(name), "chunks": kept}
 
 
-def _screen(net, prompts):
+def _screen(net, prompts, chunks: ChunksFolder = None):
     """Ramps that direction words draw, from the weights alone (chapter 7)."""
+    from ..analyses.chunks import Chunks
     from ..claims.tables import run_screen
-    record = run_screen(net, prompts)
+    record = run_screen(net, prompts, Chunks(chunks))
     _pivot(record["heads"], ["name"], "word", "cosine", digits=2)
     return record
 
 
 def _ablate(
     net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1,
-    heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="default: every "
-                                                       "head, each alone")] = None,
+    heads: AnyHeads = None,
     together: Annotated[bool, typer.Option("--together", help="the heads as one set")] = False,
     kind: Annotated[Literal["mean", "zero"] | None, typer.Option(
         help="default: mean; zero, the only one, with a locator")] = None,
@@ -155,6 +103,36 @@ def _ablate(
     record = run_ablate(net, prompts, images_per_prompt, seed, heads or [], together, kind, role,
                         when or None, progress=True, **_locate(net, locator, chunks))
     _pivot(record["effects"], ["condition"], "metric", "change")
+    return record
+
+
+def _patch(net, prompts, seed: SeedOption = 1, heads: AnyHeads = None,
+           every: Annotated[int, typer.Option(min=1, help="at every so many steps")] = 1,
+           batch: Annotated[int, typer.Option(min=3, help="rows predicted at once, the prompt and "
+                                              "its counterpart among them")] = 16,
+           chunks: ChunksFolder = None):
+    """How much of the relation each head carries, by what any model predicts (chapter 9)."""
+    from ..analyses.chunks import Chunks
+    from ..claims.placed_tables import run_patch
+    record = run_patch(net, prompts, seed, heads or [], every, batch, progress=True,
+                       chunks=Chunks(chunks))
+    print(_frame(record["heads"]).head(12).round(4).to_string(index=False))
+    return record
+
+
+def _inject(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1,
+            heads: Annotated[list[str] | None, typer.Option(
+                metavar="L0H0 ...", help="whose mean output is written in; at least one")] = None,
+            scale: Annotated[float, typer.Option(help="times which it is added")] = 1.0,
+            layer: Annotated[int | None, typer.Option(
+                help="before which it is added; default: after the last of the heads")] = None,
+            locator: LocatorName = None, chunks: ChunksFolder = None):
+    """Write the opposite relation into any model's pictures, as heads write it (chapter 10)."""
+    from ..claims.placed_tables import run_inject
+    located = _locate(net, locator or "detector", chunks)
+    record = run_inject(net, prompts, heads or [], located["locate"], [scale], layer,
+                        images_per_prompt, seed, progress=True, chunks=located["chunks"])
+    _pivot(record["effects"], ["condition"], "metric", "mean")
     return record
 
 
@@ -207,7 +185,9 @@ def _subspaces(net, prompts, seed: SeedOption = 1, iterations: Count = 80,
                    help="a model with the same encoder, in which tokens' subspaces are tested, "
                         "too")] = None):
     """In how many dimensions words and the object head's query hold the relation (chapter 14)."""
+    from ..claims.tables import require_scored
     from ..claims.text_tables import run_subspaces
+    require_scored(net, prompts, predictions=True)
     second = open_model(other, str(net.device)) if other else None
     record = run_subspaces(net, prompts, seed, iterations, other=second, progress=True)
     _pivot(record["effects"], ["part", "site", "subspace"], "tested", "mean")
@@ -270,10 +250,11 @@ def _pivot(rows: list[dict], index: list[str], columns: str, values: str, digits
 
 
 ANALYSES = (
-    _evaluate, _analysis(_synopsis, spread=True, prompts="96"), _analysis(_screen, spread=True),
-    _analysis(_ablate, spread=True), _analysis(_circuit, spread=True),
-    _analysis(_curves, spread=True, limit=32), _analysis(_tokens, limit=88),
-    _analysis(_factors), _analysis(_arithmetic, limit=22),
-    _analysis(_subspaces, limit=66), _analysis(_robustness), _analysis(_exchange, limit=88),
-    _analysis(_edges, spread=True, limit=64), _analysis(_fused, limit=32),
+    _evaluate, analysis(_synopsis, spread=True, prompts="96"), analysis(_screen, spread=True),
+    analysis(_ablate, spread=True), analysis(_patch, spread=True, limit=32),
+    analysis(_inject, spread=True, limit=32), analysis(_circuit, spread=True),
+    analysis(_curves, spread=True, limit=32), analysis(_tokens, limit=88),
+    analysis(_factors), analysis(_arithmetic, limit=22),
+    analysis(_subspaces, limit=66), analysis(_robustness), analysis(_exchange, limit=88),
+    analysis(_edges, spread=True, limit=64), analysis(_fused, limit=32),
 )

@@ -42,6 +42,10 @@ def _share(prompt: Annotated[str, typer.Option(help="it must say a relation")] =
     from ..analyses.heads import parse_head
     chosen = None if head is None else parse_head(head)
     from ..book.share import film, save_film
+    from ..model.store import is_pipeline
+    if is_pipeline(model):
+        raise ValueError(f"{model} is a pipeline of diffusers, which does not show its guesses on "
+                         "the way; choose a model of this library")
     frames = film(open_model(model, device, dtype=dtype), prompt, seed, chosen)
     print(f"wrote {save_film(frames, out)}")
 

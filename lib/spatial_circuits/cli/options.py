@@ -1,4 +1,5 @@
 """Options that several commands share."""
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,14 +10,16 @@ SEEDS = {"min": -2 ** 31, "max": 2 ** 31 - 1}
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is cuda if possible")]
 ChunksFolder = Annotated[Path | None, typer.Option(
-    "--chunks", metavar="FOLDER", help="keep finished chunks there and go on from them; with a "
-    "locator")]
+    "--chunks", metavar="FOLDER", help="keep finished chunks there and go on from them; the "
+    "processes of `accelerate launch` share them. With a locator, where the command takes one")]
 Dtype = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option(
     help="number format; default: bf16 where an analysis of our models gains by it, else fp32")]
 EditFile = Annotated[Path | None, typer.Option("--edit", metavar="FILE",
                                                help="draw under the interventions of this file")]
 HeadNames = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
                                                      help="default: the circuit's")]
+AnyHeads = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
+                                                    help="default: every head, each alone")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
                                               help="write the table to this file")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]
@@ -36,8 +39,11 @@ def torch_device(name: str) -> str:
     """The device meant. ValueError for one that this machine does not have."""
     import torch
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if name == "auto" and cuda:
+        own = os.environ.get("LOCAL_RANK")               # of several processes, each has its own
+        return f"cuda:{own}" if own else "cuda"
     if name == "auto":
-        return "cuda" if cuda else "cpu"
+        return "cpu"
     known = ["auto", "cpu", *(["cuda", *cuda] if cuda else [])]
     if name not in known:
         raise ValueError(f"there is no device {name!r} here; choose from {', '.join(known)}")

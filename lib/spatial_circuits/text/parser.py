@@ -3,13 +3,15 @@
 "a red chair on the left of a dog" says ("red chair", "dog") and "left". Known are the 22 phrases
 of `data.captions` and those of T2I-CompBench's spatial prompts; captions of the training template,
 inverted ones and clauses included, are read by `captions.parse`. In tokens' roles the noun is the
-"shape" and the words before it are the "colour". A new phrase goes into RELATION_WORDS.
+"shape" and the words before it are the "colour". A new phrase goes into RELATION_WORDS, and into
+OPPOSED what says the contrary, if that takes more than an exchange of single words.
 """
 import re
 from dataclasses import dataclass
 
 from ..data.captions import PHRASE_RELATION, PHRASES, Parsed, parse
 from ..data.scenes import COLORS, OFFSETS, RELATIONS, SHAPES
+from .counterparts import opposite
 
 RELATION_WORDS = {
     "above": ("over", "on top of", "on the top of", "at the top of"),
@@ -20,6 +22,10 @@ RELATION_WORDS = {
              "by the side of"),
     "front": ("in front of",), "behind": ("behind", "hidden by"),
 }
+OPPOSED = {"on top of": "underneath", "underneath": "on top of", "over": "under", "under": "over",
+           "beneath": "over", "in front of": "behind", "behind": "in front of",
+           "hidden by": "in front of"}
+_EXCHANGED = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 _RELATION = {phrase: relation for relation, phrases in RELATION_WORDS.items() for phrase in phrases}
 _RELATION |= {phrase: RELATIONS[i] for phrase, i in zip(PHRASES, PHRASE_RELATION)}
 _ANY = re.compile(r"\b(?:" + "|".join(p.replace(" ", r"\s+") for p in sorted(
@@ -63,6 +69,22 @@ def read_spatial(prompt: str) -> Spatial:
         raise ValueError(f"prompt {prompt!r} does not say two things and a relation between them, "
                          f"as 'a cup on the left of a dog' does; relations: {known}")
     return found
+
+
+def opposed(prompt: str) -> str:
+    """The prompt with the opposite relation, all else left. Raises ValueError for a prompt that
+    says none, or one without an opposite."""
+    said = read_spatial(prompt)
+    start, end = next((s, e) for s, e, role in said.spans if role == "relation")
+    phrase = " ".join(prompt[start:end].lower().split())
+    if phrase in PHRASES:
+        wanted = opposite(phrase)
+    else:
+        wanted = OPPOSED.get(phrase) or " ".join(_EXCHANGED.get(w, w) for w in phrase.split())
+    if wanted == phrase:
+        raise ValueError(f"{phrase!r} in {prompt!r} has no opposite; choose among "
+                         f"{', '.join([*RELATIONS, 'front', 'behind'])}")
+    return prompt[:start] + wanted + prompt[end:]
 
 
 def spoken(prompt: str) -> Parsed:

@@ -1,0 +1,134 @@
+"""Placed injection: a relation written by hand into any model's pictures of any two things, scored
+by a locator, in bounded memory.
+
+As in `injection`: what relation heads write for the opposite relation, minus what they write for
+the prompt's own, each a mean over prompts, noise and the first steps, is added to the residual
+stream; the control is the same turned by a random rotation. A relation's mean is taken over the
+prompts that say it and the counterparts that do, drawn from other noise than is scored.
+"""
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..hooks.core import BRANCHES, Call, Heads, Hook, Reader
+from ..hooks.edits import AddResidual
+from ..hooks.run import run
+from ..model.pipeline import Model
+from ..model.sampler import STEPS
+from ..text.parser import opposed, read_spatial
+from .chunks import Chunks, Part
+from .heads import INTACT, check_heads, layers_and_heads
+from .injection import rotation
+from .locate import Locator
+from .placed import asked, check_when, judge_pictures
+from .sweep import pictures
+
+EARLY = STEPS // 2      # steps over which a relation's vector is averaged: while places are open
+
+
+class Writes(Reader):
+    """Sums what heads write into the residual stream, in the conditional branch, over samples and
+    steps: `total` [N, D]."""
+
+    def __init__(self, heads: Heads, steps: Sequence[int]):
+        super().__init__(heads, steps=steps, branch=BRANCHES[1])
+        self.heads = heads
+
+    def start(self) -> None:
+        self.total: Tensor | float = 0.0
+
+    def read(self, call: Call) -> None:
+        own = call.output[call.forward.rows(self.branch)].float().sum(0)                 # [H, N, d]
+        weight = call.module.to_out[0].weight.float().unflatten(1, (len(own), -1))       # [D, H, d]
+        for head in (head for layer, head in self.heads if layer == call.layer):
+            self.total = self.total + own[head] @ weight[:, head].T
+
+
+def _written(model: Model, texts: list[str], seeds: list[int], heads: Heads, early: int,
+             options: dict) -> Part:
+    """The sum over pictures and early steps of what heads write."""
+    reader = Writes(heads, range(early))
+    run(model, texts, seeds, reader, **options)
+    assert isinstance(reader.total, Tensor)                             # `hooked` saw it act
+    return {"total": reader.total.cpu()}
+
+
+def relation_means(model: Model, prompts: Sequence[str], heads: Heads, early: int = EARLY,
+                   per_prompt: int = 1, seed: int = 2, chunk: int = 4, progress: bool = False,
+                   kept: Chunks | None = None, **options) -> dict[str, Tensor]:
+    """[N, D] for each relation that the prompts say: what heads write, averaged over its prompts,
+    noise and the first `early` steps. `chunk` pictures at a time; open chunks keep each."""
+    drawn: dict[str, list[tuple[str, int]]] = {}
+    for text, number in zip(*pictures(prompts, per_prompt, seed)):
+        drawn.setdefault(read_spatial(text).relation, []).append((text, number))
+    jobs, owners = [], []
+    for relation, each in drawn.items():
+        for start in range(0, len(each), chunk):
+            texts, seeds = (list(column) for column in zip(*each[start:start + chunk]))
+            owners.append(relation)
+            jobs.append((f"mean-{relation}-{start:06}",
+                         partial(_written, model, texts, seeds, heads, early, options)))
+    means: dict[str, Tensor] = {}
+    for relation, part in zip(owners, (kept or Chunks()).parts(jobs, "means", progress)):
+        share = part["total"] / (len(drawn[relation]) * early)
+        means[relation] = means.get(relation, 0) + share
+    return means
+
+
+def placed_injection(model: Model, prompts: Sequence[str], heads: Heads, locate: Locator,
+                     scales: Sequence[float] = (1.0,), layer: int | None = None,
+                     per_prompt: int = 1, seed: int = 1, early: int = EARLY, chunk: int = 4,
+                     progress: bool = False, chunks: Chunks | None = None, **options
+                     ) -> pd.DataFrame:
+    """Pictures with the opposite relation written in, times each scale, and with a random vector of
+    the same size: the frame of `placed.judge`, plus prompt and condition, "intact" first. `placed`
+    says whether the picture shows the opposite of its prompt.
+
+    `heads` are those whose mean is taken; `layer` is where it is added, by default the one after
+    the last of them. One condition and `chunk` pictures at a time; `chunks` keeps each. Raises
+    ValueError, before sampling, for no head, one out of range, a layer or number of early steps
+    that does not exist, no finite scale, and as `placed.placed_ablation` does.
+    """
+    if not heads:
+        raise ValueError("heads is empty; name at least one whose mean output is to be written in")
+    check_heads(model, heads)
+    last, number = layers_and_heads(model)[0], layer
+    if number is None:
+        number = 1 + max(layer for layer, _ in heads)
+    if not 0 <= number <= last:
+        raise ValueError(f"layer {number} is out of range; choose 0 (the position embedding) to "
+                         f"{last} (the final norm)")
+    if not len(scales) or not torch.isfinite(torch.tensor(scales, dtype=torch.float)).all():
+        raise ValueError(f"scales is {list(scales)}; give at least one finite number")
+    if early < 1:
+        raise ValueError(f"early is {early}; a mean needs at least one step")
+    check_when(model, [early - 1], options.get("steps", STEPS))
+    turned = {prompt: opposed(prompt) for prompt in prompts}
+    both = list(dict.fromkeys([*turned, *turned.values()]))
+    asked(model, both, locate, per_prompt, seed, chunk, **options)      # refuses counterparts, too
+    drawn = asked(model, prompts, locate, per_prompt, seed, chunk, **options)
+    own = [said.relation for said in drawn.said]
+    drawn.said = [read_spatial(turned[text]) for text in drawn.texts]
+    kept = chunks or Chunks()
+    kept.open("inject", model, prompts=list(prompts), heads=list(heads), scales=list(scales),
+              layer=number, per_prompt=per_prompt, seed=seed, early=early, chunk=chunk,
+              options=options)
+    means = relation_means(model, both, heads, early, per_prompt, seed + 1, chunk, progress, kept,
+                           **options)
+    delta = {(a, b): means[b] - means[a] for a, b in zip(own, (s.relation for s in drawn.said))}
+    turn = rotation(next(iter(means.values())).shape[-1], seed)
+    conditions: list[tuple[str, float, bool]] = [(INTACT, 0.0, False)]
+    for scale in scales:
+        conditions += [(f"relation {scale:g}", scale, False), (f"random {scale:g}", scale, True)]
+
+    def hooks(condition: int, part: slice) -> list[Hook]:
+        name, scale, random = conditions[condition]
+        if name == INTACT:
+            return []
+        each = torch.stack([delta[a, b.relation] for a, b in zip(own[part], drawn.said[part])])
+        return [AddResidual(scale * (each @ turn.T if random else each), number)]
+    names = [name for name, _, _ in conditions]
+    return judge_pictures(model, drawn, names, hooks, locate, chunk, kept, progress, options)
