@@ -72,7 +72,7 @@ Explorer(model, prompts[0], seed)
 # ## Without a kernel
 #
 # All of this was recorded beforehand: each prompt intact, without each head of the circuit (its output replaced by its mean,
-# as in [chapter 9](09_ablation.ipynb)), and with the opposite relation written into the position embedding (as in
+# as in [chapter 9](09_ablation.ipynb)), and with the opposite relation written in where the object head reads it (as in
 # [chapter 10](10_injection.ipynb)). Choose a prompt, a change, a word, a step, a head. Within the heads, and within the
 # large map of the changed run, arrow keys move.
 
