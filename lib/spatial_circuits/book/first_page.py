@@ -26,11 +26,12 @@ def numbers(folders: Sequence[Path]) -> dict[str, str]:
 
     ordered, random, contextual: how many runs the first, second and fifth finding is about; the
     others' stand in their verdicts. relation, shallow, bag: the relation where the encoder knows
-    word order (the weakest run), there with three layers, and in a bag of words. ramps: direction words that draw a ramp, of all words
-    and runs. obeyed, at_reader, control: a relation written in by hand (the weakest run), there and
-    where the object head reads, and the random vector (the strongest). alone, together: what is
-    lost without one relation head at most, and without all at least. by_shape2, by_word: runs that
-    each token's exchange turns. the: relations left where an article is added, by run.
+    word order (the weakest run), there with three layers, and in a bag of words. ramps: direction
+    words that draw a ramp, of all words and runs. obeyed, at_reader, control: a relation written in
+    by hand (the weakest run), there and where the object head reads, and the random vector (the
+    strongest). alone, together: what is lost without one relation head at most, and without all at
+    least. by_shape2, by_word: runs that each token's exchange turns. the: relations left where an
+    article is added, by run.
 
     Raises ValueError for a folder with a broken table, or whose files do not tell its kind.
     """
