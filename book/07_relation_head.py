@@ -109,7 +109,8 @@ reads = {head_name(*h): best.index[best["name"] == head_name(*h)].tolist()
 times = best["strength"] / best["control"]
 Markdown(f"""
 - The cosine is at least .9 for {len(straight)} of {len(best)} words.
-- It is below -.5, the wrong way round, for {len(turned)}: {', '.join(turned) or 'none'}.
+- It is below -.5, the wrong way round, for {len(turned)}:
+  {', '.join(turned) or 'none'}.
 - The projection is {times.min():.1f} to {times.max():.1f} times the control.
 """)
 
@@ -131,7 +132,8 @@ def verdict(statement: str, holds: bool) -> Markdown:
     return Markdown(f"> {statement}: **{'holds' if holds else 'does not hold'}**.")
 
 most = max(varies(w) for w in best.index)
-verdict(f"The mean is the word: at most {100 * most:.1f} % changes, less than 5 %", most < 0.05)
+verdict(f"The mean is the word: at most {100 * most:.1f} % changes, less than 5 %",
+        most < 0.05)
 
 # %%
 vectors = words(dit, encoder, prompts)
@@ -427,8 +429,8 @@ table.round(1)
 every = pd.concat(points)
 large = every[every["x"].abs() > screen["control"].median()]
 agree = (large["x"] * large["y"] > 0)
-display(verdict("What a relation head writes works as a tag: ramp and tag have the same "
-                f"sign for {int(agree.sum())} of {len(agree)} pairs of head and word "
+display(verdict("What a relation head writes works as a tag: ramp and tag have the "
+                f"same sign for {int(agree.sum())} of {len(agree)} pairs of head and word "
                 "whose ramp is larger than the median control, more than .8",
                 agree.mean() > 0.8))
 display(verdict(f"Each of the {len(turned)} words whose ramp is the wrong way round "
@@ -595,7 +597,8 @@ crossed.rename_axis("first below 0")
 # %%
 early = {k: c.index[c > 0.5].min() for k, c in curves.items()}
 before = bool(saved) and early["ramp of upright words"] < early["loose"]
-order = verdict("The weights show the ramp before the pictures show the relation", before)
+order = verdict("The weights show the ramp before the pictures show the relation",
+                before)
 order if saved else Markdown("No snapshots.")
 
 # %% [markdown]
@@ -613,8 +616,8 @@ Markdown(f"""
 - C6, *no image*: attention at step 0 is {inside['real']:.2f} inside the named half and
   {outside['real']:.2f} outside. The bare embedding gives {inside['position']:.2f}, the
   same with one constant vector {inside['position + constant']:.2f}.
-- Who reads what is written: {head_name(*receiver)}. Ramp and tag have the same sign for {int(agree.sum())} of
-  {len(agree)} pairs of head and word.
+- Who reads what is written: {head_name(*receiver)}. Ramp and tag have the same sign for
+  {int(agree.sum())} of {len(agree)} pairs of head and word.
 - From weights and a mean stream, the object head's choice at step 0 is predicted with a
   correlation of {float(match):.2f}.
 

@@ -76,8 +76,8 @@ of one head, draw a ramp over the picture for {ramps} words (runs with random to
 """, "C6")
 
 written = said("""
-Added by hand where the object head reads, what the relation heads write for the opposite
-relation is obeyed in {at_reader} of the pictures
+Added by hand where the object head reads, what the relation heads write for the
+opposite relation is obeyed in {at_reader} of the pictures
 (<a href="10_injection.html#figure-6">Figure 10.6</a>).
 
 Added to the position embedding, what the relation heads write is obeyed in {obeyed}.
@@ -86,8 +86,8 @@ A random vector of equal norm, added at either place, is obeyed in {control} at 
 """, "C8")
 
 lost = said("""
-Without the one head that looks most at the relation word, the share of pictures with the
-right relation falls by {alone} at most; without all relation heads of the circuit, by
+Without the one head that looks most at the relation word, the share of pictures with
+the right relation falls by {alone} at most; without all relation heads of the circuit, by
 {together} at least (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
 """, "C9")
 more = verdict_span(more_together(folders), "more is lost together than alone")
