@@ -96,22 +96,27 @@ Captioned(head_grid(panels, "logits", {"relation": found}, columns=3, tall=0.9),
           "strongest for some word.",
           "Three heat maps of layers by heads of the projection on ramps.")
 
+# %% [markdown]
+# A cosine near 1 is a ramp that rises toward the side that the word names. Near -1 it is as clean, but the wrong way round:
+# the head then looks at the other side. The paper has .93 to .98 for all words.
+
 # %%
 AXIS = {w: "vertical" if DIRECTIONS[w][1] else "horizontal" for w in best.index}
 turned = best.index[best["cosine"] < -0.5].tolist()
 straight = best.index[best["cosine"] >= 0.9].tolist()
 reads = {head_name(*h): best.index[best["name"] == head_name(*h)].tolist()
          for h in found}
-wrong = ", ".join(f"{w} ({best.loc[w, 'cosine']:.2f})" for w in turned)
+times = best["strength"] / best["control"]
 Markdown(f"""
-For each direction word, the head with the largest projection:
-{'; '.join(f"**{h}** reads {', '.join(w)}" for h, w in reads.items())}. The cosine is at
-least .9 for {len(straight)} of {len(best)} words (paper: .93 to .98 for all); the
-projection is {(best['strength'] / best['control']).min():.1f} to
-{(best['strength'] / best['control']).max():.1f} times the control.
-{f"But the ramp is the wrong way round for {wrong}" if turned else
-'No word draws its ramp the wrong way round'}.
+- The cosine is at least .9 for {len(straight)} of {len(best)} words.
+- It is below -.5, the wrong way round, for {len(turned)}:
+  {', '.join(turned) or 'none'}.
+- The projection is {times.min():.1f} to {times.max():.1f} times the control.
 """)
+
+# %% [markdown]
+# A word stands here for the mean of its vectors over the prompts. Where the encoder mixes the words of a sentence, the mean is
+# only a rough guide to what the model reads; so, how much of a direction word's square changes from prompt to prompt?
 
 # %%
 spoken = encoder.encode(prompts)
@@ -122,14 +127,13 @@ def varies(word: str) -> float:
                      if word in row])
     return float((x - x.mean(0)).square().sum() / x.square().sum())
 
+def verdict(statement: str, holds: bool) -> Markdown:
+    """A statement set apart, and what this run says of it."""
+    return Markdown(f"> {statement}: **{'holds' if holds else 'does not hold'}**.")
+
 most = max(varies(w) for w in best.index)
-mixed = ("the encoder mixes the words of a sentence, and the mean is a rough guide to "
-         "what the model reads")
-Markdown(f"""
-A word stands here for the mean of its vectors over {len(prompts)} prompts. At most
-{most:.1%} of a direction word's square changes from prompt to prompt:
-{"the mean is the word" if most < 0.05 else mixed}.
-""")
+verdict(f"The mean is the word: at most {100 * most:.1f} % changes, less than 5 %",
+        most < 0.05)
 
 # %%
 vectors = words(dit, encoder, prompts)
@@ -238,32 +242,35 @@ at_start = pd.DataFrame({(k, side): [halves(w, k)[i] for w in present] for k in 
 at_start.insert(0, ("", "head"), best["name"].reindex(present))
 at_start.round(2)
 
+# %% [markdown]
+# The same, as a mean over the words with an upright ramp; the paper has about .9 inside. *Apart* is inside less outside, as a
+# share of what it is in the real stream. The mean stream holds no picture; the bare position holds nothing but the place.
+# The constant, the mean of what the layers up to this query have added, cannot say where anything is. What it can do is turn a
+# head on.
+
 # %%
 right = [w for w in present if w not in turned]
-inside = {k: at_start.loc[right, (k, "inside")].mean() for k in kinds}
-outside = {k: at_start.loc[right, (k, "outside")].mean() for k in kinds}
+by_query = pd.DataFrame({side: [at_start.loc[right, (k, side)].mean() for k in kinds]
+                         for side in ("inside", "outside")}, index=kinds)
 layer = found[0][0]
-bare = queries[layer]["position"][:, found[0][1]].mean(1)                      # [B, T]
-apart = {k: inside[k] - outside[k] for k in kinds}
-kept = {k: "holds" if apart[k] > 0.8 * apart["real"] else "does not hold"
-        for k in kinds}
-winners = pd.Series([encoder.encode([p]).tokens[0][int(a.argmax())]
-                     for p, a in zip(told, bare)]).value_counts()
+apart = by_query["inside"] - by_query["outside"]
+by_query["apart"] = apart / apart["real"]
+by_query.round(2)
+
+# %%
 Markdown(f"""
-At step 0, where no image exists, the {len(right)} words with an upright ramp get
-{inside['real']:.2f} of their head's attention inside the half they name and
-{outside['real']:.2f} outside it, over {len(told)} prompts. The paper has about .9. That
-no picture is needed **{kept['mean stream']}**: the stream averaged over all noises
-gives {inside['mean stream']:.2f} and {outside['mean stream']:.2f}. That the bare
-position embedding is enough **{kept['position']}** for attention, whatever the form of
-its ramp: by itself it gives the word {inside['position']:.2f}, and most attention goes
-to another token ("{winners.index[0]}" in {winners.iloc[0]} of {len(told)} prompts). Now
-add one vector, the same at all places and for all prompts, the mean of what the layers
-up to this query have added (norm {constant.norm():.0f}; the embedding's is
-{P.norm(dim=1).mean():.0f}). Attention inside is then
-{inside['position + constant']:.2f}. A constant cannot say where anything is: it turns
-the head on, and the position embedding does the rest.
+Words: {len(right)}. Prompts: {len(told)}. The constant has a norm of
+{constant.norm():.0f}, the position embedding one of {P.norm(dim=1).mean():.0f}.
 """)
+
+# %%
+enough = by_query["apart"] > 0.8
+display(verdict("No picture is needed: the mean stream keeps the halves apart by more "
+                "than .8 of the real one", enough["mean stream"]))
+display(verdict("The bare position embedding is enough for that",
+                enough["position"]))
+display(verdict("The position embedding and one constant are enough for that",
+                enough["position + constant"]))
 
 # %%
 steps = [0, 1, 2, 4, 6, 8, 10, 13]
@@ -327,17 +334,11 @@ alike_pairs = [c for words in sides.values() for c in between(words, words)]
 apart_pairs = [c for d, words in sides.items()
                for c in between(words, sides[tuple(-x for x in d)])]
 turned_pairs = [c for w in turned for c in between([w], sides[DIRECTIONS[w]])]
-def average(values: list[float]) -> str:
-    """Mean of some cosines."""
-    return f"{sum(values) / len(values):.2f}" if values else "none at the same head"
-
-reversed_text = (f"And {', '.join(turned)}, with the ramp the wrong way round, against "
-                 f"upright words of the same meaning: {average(turned_pairs)}.")
-Markdown(f"""
-Mean cosine of upright words of one meaning: {average(alike_pairs)}; of opposite words:
-{average(apart_pairs)}.
-{reversed_text if turned else ''}
-""")
+pairs = {"upright, one meaning": alike_pairs, "upright, opposite": apart_pairs,
+         "wrong way round against upright, one meaning": turned_pairs}
+cosine = {k: f"{sum(v) / len(v):.2f}" for k, v in pairs.items() if v}
+count = pd.Series({k: len(v) for k, v in pairs.items()}, name="pairs at one head")
+count.to_frame().assign(cosine=cosine).fillna("none")
 
 # %% [markdown]
 # <aside class="margin">
@@ -379,13 +380,15 @@ Captioned(head_grid(readers, "logits", {"object": [receiver]}, tall=0.9),
 # %%
 by_object = seen[seen["score"] == "object"]["name"].iloc[0]
 second = total.flatten().topk(2).values
-agrees = ("which is also the synopsis' object head" if by_object == head_name(*receiver)
-          else f"while the synopsis names {by_object}")
 Markdown(f"""
-The reader is **{head_name(*receiver)}** with a mean effect of
-{float(second[0]) / len(found):.1f} logits (the next head:
-{float(second[1]) / len(found):.1f}), {agrees}. No picture was needed to find it.
+The reader is {head_name(*receiver)}, with a mean effect of
+{float(second[0]) / len(found):.1f} logits; the next head has
+{float(second[1]) / len(found):.1f}. No picture was needed to find it.
 """)
+
+# %%
+verdict(f"It is the head that the synopsis calls the object head, {by_object}",
+        by_object == head_name(*receiver))
 
 # %%
 def signs(head: tuple[int, int]) -> pd.DataFrame:
@@ -403,35 +406,35 @@ Captioned(scatter(points, "ramp toward the named side (logits)",
           "Scatter plot of tag against ramp; nearly all large values lie in the lower "
           "left and the upper right.")
 
+# %% [markdown]
+# If a relation head wrote *up* or *down*, opposite words would write opposite vectors. It may as well write a **tag**: shape 1
+# belongs here, or shape 2 belongs here, whichever side the word names. Then the ramp says where, the tag says which, and only
+# their product counts. A head that attends on the side the word does not name, and writes there that shape 2 belongs here,
+# does as well as one that attends on the side it names and writes the tag of shape 1. The paper's measure, the ramp alone,
+# counts it as a failure.
+#
+# The words at the heads that read them. *Pictures*: how many of those that say the word show its relation.
+
+# %%
+own = pd.Series({w: points[best.loc[w, "name"]].loc[w, "y"] for w in said})
+met = score(fast.vae.decode(latents), told)["loose"]
+says = {w: met[[w in row for row in tokens]] for w in said}
+table = best.loc[said, ["name", "projection"]].set_axis(["head", "ramp"], axis=1)
+table["tag"] = own
+table["same sign"] = table["ramp"] * table["tag"] > 0
+table["pictures"] = [f"{int(r.sum())} of {len(r)}" for r in says.values()]
+table.round(1)
+
 # %%
 every = pd.concat(points)
 large = every[every["x"].abs() > screen["control"].median()]
 agree = (large["x"] * large["y"] > 0)
-own = pd.Series({w: points[best.loc[w, "name"]].loc[w, "y"] for w in said})
-turned_text = '; '.join(
-    f"{w} (ramp {best.loc[w, 'projection']:+.1f}, tag {own[w]:+.1f})" for w in turned)
-upright = [own[w] for w in said if w not in turned]
-met = score(fast.vae.decode(latents), told)
-right_at = {w: met.loc[[w in row for row in tokens], "loose"] for w in turned}
-obeyed = ' and '.join(f"{int(r.sum())} of {len(r)} pictures that say {w}"
-                      for w, r in right_at.items())
-story = "It does not explain what is the wrong way round." if turned else ""
-if turned and all(own[w] < 0 for w in turned):
-    story = f"""This explains what is the wrong way round: {turned_text}. The head
-attends on the side that the word does not name and writes there that shape 2 belongs
-here, which is as good: the relation is right in {obeyed}. The paper's measure, the ramp
-alone, counts such a word as a failure."""
-lead = ("So a relation head does not write *up* or *down*. What it writes works"
-        if agree.mean() > 0.8
-        else "What is written does not go with the ramp often enough to work")
-Markdown(f"""
-{lead} as a **tag**: shape 1 belongs here, or shape 2 belongs here.
-{sum(u > 0 for u in upright)} of {len(upright)} words on an upright ramp write the tag
-of shape 1 ({', '.join(f'{w} {own[w]:+.1f}' for w in said if w not in turned)}), whether
-they name the upper or the lower side: the ramp says where, the tag says which. Only the
-product counts, and it has the right sign for {int(agree.sum())} of {len(agree)} pairs
-of head and word whose ramp is larger than the median control. {story}
-""")
+display(verdict("What a relation head writes works as a tag: ramp and tag have the "
+                f"same sign for {int(agree.sum())} of {len(agree)} pairs of head and word "
+                "whose ramp is larger than the median control, more than .8",
+                agree.mean() > 0.8))
+display(verdict(f"Each of the {len(turned)} words whose ramp is the wrong way round "
+                "writes the tag of shape 2", (own[turned] < 0).all()))
 
 # %% [markdown]
 # ## All phrases at once
@@ -495,7 +498,7 @@ do.
 # ## How many directions
 #
 # A head's query-key form $W_q^\top W_k$ and its map $W_o W_v$ could use as many directions as the head is wide. The
-# ramps need two, one an axis.
+# ramps need two, one an axis. The table says how many hold 80 % of the squared norm.
 
 # %%
 singular = spectra(dit)  # [L, H, d] each
@@ -503,13 +506,12 @@ energy = {kind: (s ** 2 / (s ** 2).sum(-1, keepdim=True)).cumsum(-1)
           for kind, s in singular.items()}
 needed = {kind: {h: int((e[h] < 0.8).sum()) + 1 for h in heads_of(net)}
           for kind, e in energy.items()}
-typical = {kind: pd.Series(n).drop(found).median() for kind, n in needed.items()}
-Markdown(f"""
-Directions for 80 % of the squared norm:
-{'; '.join(f"{head_name(*h)} {needed['QK'][h]} (QK) and {needed['OV'][h]} (OV)" for h in
-found)}; median of the other heads {typical['QK']:.0f} and {typical['OV']:.0f}, of
-{singular["QK"].shape[-1]}.
-""")
+heads = pd.DataFrame({kind: {head_name(*h): n[h] for h in found}
+                      for kind, n in needed.items()})
+heads.loc["median of the others"] = {kind: pd.Series(n).drop(found).median()
+                                     for kind, n in needed.items()}
+heads = heads.astype(int)
+heads.rename_axis(f"of {singular['QK'].shape[-1]}")
 
 # %% [markdown]
 # ## When the circuit forms
@@ -572,57 +574,50 @@ if saved:
                        "pictures.")
 formed if saved else Markdown("No snapshots.")
 
+# %% [markdown]
+# When does each curve first pass half? And for a word whose ramp ends the wrong way round: when do its tag and its ramp first
+# fall below 0? The loss sees only the product of the two, so that once one has changed its sign the other has to follow; which
+# way round a word ends may be an accident of the run. Counts are of images, at the snapshots.
+
 # %%
-def passes(curve: pd.Series, level: float = 0.5) -> str:
-    """The number of images after which a curve is above a level."""
-    above = curve.dropna()[curve.dropna() > level]
-    return f"{above.index[0]:,.0f}" if len(above) else "never"
+def first_at(curve: pd.Series, reached: pd.Series) -> str:
+    """The number of images at which something is reached first."""
+    return f"{curve.index[reached][0]:,}" if reached.any() else "never"
 
-def crossing(word: str) -> str:
-    """When a turned word's tag and ramp become negative."""
-    when = {k: int(f[f[word] < 0].index.min())
-            for k, f in (("tag", tag_at), ("ramp", ramp))}
-    first = min(when, key=when.get)
-    other = f", its {'ramp' if first == 'tag' else 'tag'} after {max(when.values()):,}"
-    and_other = ", ramp and tag alike" if when["tag"] == when["ramp"] else other
-    return (f"the {first} of {word} is first below 0 after {when[first]:,} images"
-            + and_other)
+curves = {k: c.dropna() for k, c in circuit.items()} if saved else {}
+half = pd.Series({k: first_at(c, c > 0.5) for k, c in curves.items()}, dtype=str)
+half.rename("passes half").to_frame()
 
-apart = ramp.index.to_series().diff() if saved else None
-half = {k: c.dropna().gt(0.5).idxmax() for k, c in circuit.items()} if saved else {}
-early = saved and half["ramp of upright words"] < half["loose"]
-both = [w for w in turned if saved and (tag_at[w] < 0).any()]
-flipped = f"""And {'; '.join(crossing(w) for w in both)}. The loss sees only the product
-of the two, so that once one has changed its sign the other has to follow; which way
-round a word ends may be an accident of the run.""" if both else ""
-Markdown(f"""
-Half is passed by the mean ramp after {passes(circuit['ramp of upright words'])} images,
-by the size of the tag after {passes(circuit['size of the tag'])}, by *shape* after
-{passes(circuit['shape'])} and by *loose* after {passes(circuit['loose'])} (snapshots
-{apart.min():,.0f} to {apart.max():,.0f} images apart). At the first snapshot the ramps
-have a cosine of {circuit['ramp of upright words'].dropna().iloc[0]:.2f} and loose is
-{metrics['loose'].loc[:ramp.index[0]].iloc[-1]:.2f}:
-{"the weights show the ramp before the pictures show the relation" if early else
-"ramp and relation come together"}. {flipped}
-""" if saved else "Without snapshots the order of events is not known.")
+# %%
+signs_at = {"tag": tag_at, "ramp": ramp} if saved else {}
+crossed = pd.DataFrame({k: {w: first_at(f[w], f[w] < 0) for w in turned}
+                        for k, f in signs_at.items()}, index=turned)
+crossed.rename_axis("first below 0")
+
+# %%
+early = {k: c.index[c > 0.5].min() for k, c in curves.items()}
+before = bool(saved) and early["ramp of upright words"] < early["loose"]
+order = verdict("The weights show the ramp before the pictures show the relation",
+                before)
+order if saved else Markdown("No snapshots.")
 
 # %% [markdown]
 # ## What was established
 
 # %%
 good = {w: abs(best.loc[w, "cosine"]) >= 0.9 for w in said}
+inside, outside = by_query["inside"], by_query["outside"]
 Markdown(f"""
 - C6, *form*: {sum(good.values())} of {len(good)} direction words draw a ramp with
   |cosine| of at least .9 on the bare position embedding, {len(straight)} of them toward
-  the side they name. Not one head does it but {len(found)}:
-  {'; '.join(f"{h} for {', '.join(sorted({AXIS[w] for w in words}))} words" for h, words
+  the side they name. Heads that read them:
+  {'; '.join(f"{h} ({', '.join(sorted({AXIS[w] for w in words}))})" for h, words
   in reads.items())}.
 - C6, *no image*: attention at step 0 is {inside['real']:.2f} inside the named half and
   {outside['real']:.2f} outside. The bare embedding gives {inside['position']:.2f}, the
   same with one constant vector {inside['position + constant']:.2f}.
-- What is written is a tag, *shape 1 here* or *shape 2 here*, read by
-  {head_name(*receiver)}. Ramp and tag have the same sign for {int(agree.sum())} of
-  {len(agree)} pairs of head and word.
+- Who reads what is written: {head_name(*receiver)}. Ramp and tag have the same sign for
+  {int(agree.sum())} of {len(agree)} pairs of head and word.
 - From weights and a mean stream, the object head's choice at step 0 is predicted with a
   correlation of {float(match):.2f}.
 

@@ -435,3 +435,29 @@ Markdown(f"""
 Not established: that the pictures depend on these heads. That is [chapter
 9](09_ablation.ipynb).
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Take the colours out of the sentence. Does the object head still give each shape its side, and does it give the other one when
+# the relation is turned round?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# from spatial_circuits.book.ways import heads_by_role
+#
+# head = heads_by_role(model, net)["object"][0]
+# plain = ["square is above circle", "square is below circle"]
+# reader = Patterns([head])
+# run(fast, plain, [seed, seed], reader)
+# at = list(encoder.encode(plain).tokens[0]).index("square")
+# rows = reader.maps[head][:, 0, :, at].unflatten(1, (8, 8)).mean(2)  # step 0: [2, row]
+# upper, lower = rows[:, :4].mean(1), rows[:, 4:].mean(1)
+# assert upper[0] > lower[0] and upper[1] < lower[1]
+# ```
+#
+# Yes, at the first step and from the same noise: the word *square* is looked at from above, and from below where the sentence
+# says so. The colours have no part in it.
+# :::

@@ -236,3 +236,29 @@ Not established: how scores spread over more seeds ([chapter 17](17_population.i
 has eighteen runs of the three encoders), and the paper's larger sizes, which need a
 GPU.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# Two sentences, one the other's opposite: "red square is above blue circle" and "blue circle is above red square". How far does
+# the word *square* move between them, for an encoder that knows word order and for the bag of words?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# pair = ["red square is above blue circle", "blue circle is above red square"]
+# def moves(name: str) -> float:
+#     """How far the word's vector moves, in units of its length."""
+#     text = store.load(name).encoder.encode(pair)
+#     at = [list(tokens).index("square") for tokens in text.tokens]
+#     one, two = (text.embeddings[i, k] for i, k in enumerate(at))
+#     return float((one - two).norm() / one.norm())
+#
+# ordered, bag = moves("rte"), moves("rte-nopos")
+# assert bag == 0 and ordered > 0.1
+# ```
+#
+# In the bag not at all: the two sentences are the same set of vectors, so that no transformer behind it can tell them apart,
+# and right is what it gets by luck. The position code is all that the other encoder has beside, and it is enough.
+# :::

@@ -304,3 +304,25 @@ pd.concat(live, axis=1).dropna().round(2)
 # seen: where two tokens contradict each other a picture may show neither side, which counts as not moved. The untrained T5
 # was drawn anew for each of its runs, so that its encoder and its training are not told apart. The models were trained on
 # a GPU in one batched run (`workflow/stacked`), on the same stream of scenes.
+
+# %% [markdown]
+# ## Exercise
+#
+# Suppose that all runs of an encoder read from the same token. How many runs must there be before the 95 % interval of Wilson
+# says that nine in ten do?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# def lower(runs: int) -> float:
+#     """Lower end of the interval where all runs agree."""
+#     return wilson(runs, runs)[0]
+#
+# needed = next(runs for runs in range(1, 200) if lower(runs) > 0.9)
+# assert lower(6) < 0.65 and 30 < needed < 40
+# ```
+#
+# About thirty-five. Six runs that all agree say no more than that six in ten do: what this chapter finds is that runs differ,
+# for which two are enough, and not how often.
+# :::

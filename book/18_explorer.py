@@ -72,7 +72,7 @@ Explorer(model, prompts[0], seed)
 # ## Without a kernel
 #
 # All of this was recorded beforehand: each prompt intact, without each head of the circuit (its output replaced by its mean,
-# as in [chapter 9](09_ablation.ipynb)), and with the opposite relation written into the position embedding (as in
+# as in [chapter 9](09_ablation.ipynb)), and with the opposite relation written in where the object head reads it (as in
 # [chapter 10](10_injection.ipynb)). Choose a prompt, a change, a word, a step, a head. Within the heads, and within the
 # large map of the changed run, arrow keys move.
 
@@ -151,3 +151,28 @@ of {', '.join(f'`{n}` start {WHERE[token_read(n)]}' for n in shown)}.
 Not established: that the tag is all that the object heads read. [Chapter
 10](10_injection.ipynb) measures how much of the way it explains.
 """)
+
+# %% [markdown]
+# ## Exercise
+#
+# One head may cover for another. How much more does the end of a run move without all relation heads than without the first of
+# them alone?
+#
+# :::{admonition} Solution
+# :class: dropdown
+#
+# ```python
+# relation = heads[model]["relation"]
+# off = {"one": relation[:1], "all": relation}
+# made = compare_circuits(benches[model], prompts[:2], off, seed)
+# def moved(change: int) -> float:
+#     """Mean distance of the last latents from those of the intact run."""
+#     return sum(float((r.latents[0, change] - r.latents[0, 0]).norm()) for r in made) / 2
+#
+# one, all_of_them = moved(1), moved(2)
+# assert all_of_them > one > 0
+# ```
+#
+# A good deal more. The single head that is taken away in the explorer above therefore shows too little: what the others do in its
+# place is not seen. [Chapter 9](09_ablation.ipynb) measures it.
+# :::

@@ -24,13 +24,14 @@ from spatial_circuits.book.claims_grid import ClaimsGrid, grid_rows, standing
 from spatial_circuits.book.explorer import Figure, LiveModel, circuit_figure
 from spatial_circuits.book.figures import Captioned, grid
 from spatial_circuits.book.first_page import (
+    finding,
     more_together,
     numbers,
     verdict_line,
     verdict_span,
 )
 from spatial_circuits.book.ways import way
-from spatial_circuits.claims.claims import folder_of, history, survey
+from spatial_circuits.claims.claims import folder_of, history
 from spatial_circuits.data.captions import captions
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.render import render
@@ -51,37 +52,57 @@ Captioned(grid(render(scenes), captions(scenes), columns=4),
 
 # %% tags=["remove-input"]
 folders = [folder_of(name) for name in (names() if model == "rte" else [model])]
-found, n = survey(folders), numbers(folders)
-line = {claim: verdict_line(found, claim) for claim in ("C1", "C3", "C6", "C8", "C9",
-                                                        "C10", "C14")}
-together = verdict_span(more_together(folders), "more is lost together than alone")
-Markdown(f"""
-1. Where the text encoder knows word order, the relation is right in {n.relation} of the
-   pictures ({n.ordered} runs); in a bag of words in {n.bag}
-   (<a href="12_encoders.html#figure-2">Figure 12.2</a>).
-   {line["C1"]} {line["C3"]}
-2. Before there is a picture, a patch's place and a direction word, compared by the
-   weights of one head, draw a ramp over the picture for {n.ramps} words in {n.random}
-   runs with random tokens (<a href="07_relation_head.html#figure-2">Figure 7.2</a>).
-   {line["C6"]}
-3. Added by hand where the object head reads, what the relation heads write for the
-   opposite relation is obeyed in {n.at_reader} of the pictures, a random vector of
-   equal norm in {n.control} at most
-   (<a href="10_injection.html#figure-6">Figure 10.6</a>); added to the position
-   embedding, in {n.obeyed}.
-   {line["C8"]}
-4. Without the one head that looks most at the relation word, the share of pictures with
-   the right relation falls by {n.alone} at most; without all relation heads of the
-   circuit, by {n.together} at least
-   (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
-   {line["C9"]} {together}
-5. With a contextual encoder, the second shape's token, taken from the opposite prompt,
-   turns the objects round in {n.by_shape2} of {n.contextual} runs, the relation word so
-   taken in {n.by_word} (<a href="13_which_token.html#figure-2">Figure 13.2</a>); an
-   added *the* leaves between {n.the} of the right relations
-   (<a href="15_robustness.html#figure-1">Figure 15.1</a>).
-   {line["C10"]} {line["C14"]}
-""")
+rows = {row.claim.id: row for row in grid_rows(folders)}
+n = numbers(folders)
+
+def said(sentences: str, *claims: str) -> str:
+    """A finding: its sentences whose figures are known, and a verdict on each claim."""
+    return " ".join([finding(sentences, n), *(verdict_line(rows[c]) for c in claims)])
+
+order = said("""
+Where the text encoder knows word order, the relation is right in {relation} of the
+pictures (runs: {ordered}).
+
+With three layers in place of six, the relation is right in {shallow} of the pictures.
+
+In a bag of words, the relation is right in {bag} of the pictures
+(<a href="12_encoders.html#figure-2">Figure 12.2</a>).
+""", "C1", "C3", "C4")
+
+ramp = said("""
+Before there is a picture, a patch's place and a direction word, compared by the weights
+of one head, draw a ramp over the picture for {ramps} words (runs with random tokens:
+{random}; <a href="07_relation_head.html#figure-2">Figure 7.2</a>).
+""", "C6")
+
+written = said("""
+Added by hand where the object head reads, what the relation heads write for the
+opposite relation is obeyed in {at_reader} of the pictures
+(<a href="10_injection.html#figure-6">Figure 10.6</a>).
+
+Added to the position embedding, what the relation heads write is obeyed in {obeyed}.
+
+A random vector of equal norm, added at either place, is obeyed in {control} at most.
+""", "C8")
+
+lost = said("""
+Without the one head that looks most at the relation word, the share of pictures with
+the right relation falls by {alone} at most; without all relation heads of the circuit, by
+{together} at least (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
+""", "C9")
+more = verdict_span(more_together(folders), "more is lost together than alone")
+
+token = said("""
+With a contextual encoder, the second shape's token, taken from the opposite prompt,
+turns the objects round in {by_shape2} of the runs, the relation word so taken in
+{by_word} (runs: {contextual};
+<a href="13_which_token.html#figure-2">Figure 13.2</a>).
+
+An added *the* leaves {the} of the right relations
+(<a href="15_robustness.html#figure-1">Figure 15.1</a>).
+""", "C10", "C14")
+
+Markdown("\n".join(f"1. {item}" for item in (order, ramp, written, lost + more, token)))
 
 # %% [markdown]
 # ## The model in your hands
@@ -138,7 +159,7 @@ Markdown(f"Trained on: {', '.join(trained) or 'not recorded'}.")
 # ## What our runs say
 
 # %% tags=["remove-input"]
-Markdown(standing(grid_rows(folders)))
+Markdown(standing(list(rows.values())))
 
 # %% [markdown]
 # - **The two steps**: chapters [7](07_relation_head.ipynb) and [8](08_object_head.ipynb) follow them from the weights to the

@@ -64,7 +64,7 @@ def test_a_biased_run_stands_beside_and_does_not_count(tmp_path):
     (folders[1] / "recipe.json").write_text('{"size": "tiny", "first_up": 0.95}')
     (first,) = [row for row in grid_rows(folders) if row.claim.id == "C1"]
     assert [cell.status for cell in first.cells] == ["holds", "not comparable"] and first.together.runs == 1
-    assert first_page.numbers(folders).ordered == 1
+    assert first_page.numbers(folders)["ordered"] == "1"
 
 
 def test_every_status_has_a_sign_and_a_word_of_its_own():
@@ -82,10 +82,10 @@ def test_a_sentence_gives_the_weakest_run(tmp_path):
                run(tmp_path, "b", evaluation=evaluation(0.91), circuit=written(0.7, 0.3)),
                run(tmp_path, "c", "rte-nopos", evaluation=evaluation(0.2))]
     n = first_page.numbers(folders)
-    assert (n.relation, n.bag) == ("0.91 [0.89, 0.93]", "0.20 [0.18, 0.22]")
-    assert (n.obeyed, n.control) == ("0.70 [0.65, 0.75]", "0.30 [0.25, 0.35]")
-    assert (n.ordered, n.random, n.contextual) == (2, 0, 0)                 # no screen, no exchange
-    assert n.alone == n.ramps == n.by_word == n.the == first_page.MISSING
+    assert (n["relation"], n["bag"]) == ("0.91 [0.89, 0.93]", "0.20 [0.18, 0.22]")
+    assert (n["obeyed"], n["control"]) == ("0.70 [0.65, 0.75]", "0.30 [0.25, 0.35]")
+    assert (n["ordered"], n["random"], n["contextual"]) == ("2", "0", "0")  # no screen, no exchange
+    assert {n[key] for key in ("alone", "ramps", "by_word", "the", "shallow")} == {first_page.MISSING}
     assert "not yet tested" in first_page.verdict_span(first_page.more_together(folders), "more")
 
 
@@ -96,7 +96,7 @@ def test_counts_are_of_the_runs_that_have_the_table(tmp_path):
     folders = [run(tmp_path, "a", screen={"heads": heads}), run(tmp_path, "b"), run(tmp_path, "m", "minilm"),
                run(tmp_path, "n", "minilm", arithmetic={"graft": graft, "moved": []})]
     n = first_page.numbers(folders)
-    assert (n.random, n.ramps, n.contextual, n.by_shape2, n.by_word) == (1, "1 of 2", 1, "1", "0")
+    assert [n[key] for key in ("random", "ramps", "contextual", "by_shape2", "by_word")] == ["1", "1 of 2", "1", "1", "0"]
 
 
 def lost(alone: float, together: float) -> dict:
@@ -114,14 +114,37 @@ def test_what_is_lost_together_must_lie_apart_from_what_is_lost_alone(tmp_path, 
     folder = run(tmp_path, "a", **lost(0.2, together))
     assert first_page.more_together([folder]).held == held
     n = first_page.numbers([folder])
-    assert n.alone == "0.20 [0.10, 0.30]" and n.together.startswith(f"{together:.2f} [")
+    assert n["alone"] == "0.20 [0.10, 0.30]" and n["together"].startswith(f"{together:.2f} [")
 
 
 def test_the_first_page_of_another_run_is_written_without_its_tables(tmp_path):
     folder = run(tmp_path, "a")
-    assert first_page.numbers([folder]).relation == first_page.MISSING
-    assert UNTESTED in first_page.verdict_line(claims.survey([folder]), "C1")
-    assert claims_grid.standing(grid_rows([folder])).count("\n") == 0     # one line: not yet tested
+    assert first_page.numbers([folder])["relation"] == first_page.MISSING
+    verdicts = {row.claim.id: first_page.verdict_line(row) for row in grid_rows([folder])}
+    assert f"<b>{UNTESTED}</b>" in verdicts["C1"] and f"<b>{ELSEWHERE}</b>" in verdicts["C10"]
+    standing = claims_grid.standing(grid_rows([folder])).splitlines()
+    assert [line.partition("**:")[0] for line in standing] == ["- **Not yet tested", "- **Not about this model"]
+
+
+def test_a_sentence_without_its_figures_is_left_out():
+    told = "Above is {a} of\nthem.\n\nBelow is {b}.\n\nBoth are {a} and {b}."
+    assert first_page.finding(told, {"a": "1", "b": "2"}) == "Above is 1 of them. Below is 2. Both are 1 and 2."
+    assert first_page.finding(told, {"a": "1", "b": first_page.MISSING}) == "Above is 1 of them."
+    assert first_page.finding(told, dict.fromkeys("ab", first_page.MISSING)) == first_page.NOTHING
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_first_page_of_every_model_reads_well(name):
+    """The cell of the list, run for each model: no gaps, and five findings with a verdict each."""
+    from spatial_circuits.book import notebooks
+    cell, = (c.source for c in notebooks.load_notebook(TOP / "book" / "index.ipynb").cells if "def said" in c.source)
+    told = {}
+    scope = {"model": name, "names": names, "folder_of": claims.folder_of, "grid_rows": grid_rows, "Markdown": lambda text: told.setdefault("list", text),
+             **{key: getattr(first_page, key) for key in ("finding", "more_together", "numbers", "verdict_line", "verdict_span")}}
+    exec(cell, scope)
+    items = told["list"].splitlines()
+    assert len(items) == 5 and all(item.startswith("1. ") and "</b></span>" in item for item in items)
+    assert first_page.MISSING not in told["list"] and "runs: 0" not in told["list"] and "of 0" not in told["list"]
 
 
 def test_rows_are_opened_by_keys_and_a_phone_scrolls_them_in_their_box(chromium, tmp_path):
@@ -134,10 +157,13 @@ def test_rows_are_opened_by_keys_and_a_phone_scrolls_them_in_their_box(chromium,
     tab.goto(file.as_uri())
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.evaluate("(() => { const b = document.querySelector('.scroll'); return b.scrollWidth > b.clientWidth; })()")
-    tab.locator("#claim-C6 summary").focus()
+    tab.locator("details:has(#claim-C6) summary").focus()
     tab.keyboard.press("Enter")
-    assert tab.locator("#claim-C6 .more").is_visible() and not tab.locator("#claim-C5 .more").is_visible()
-    assert tab.locator("#claim-C6 .more").bounding_box()["width"] <= 390
+    assert tab.locator("#claim-C6").is_visible() and not tab.locator("#claim-C5").is_visible()
+    assert tab.locator("#claim-C6").bounding_box()["width"] <= 390
+    tab.goto(f"{file.as_uri()}#claim-C9")                                   # a link opens what it points to
+    tab.locator("#claim-C9").wait_for(state="visible", timeout=3000)
+    assert tab.locator("details[open]").count() == 2
     context.close()
 
 

@@ -24,6 +24,7 @@ from spatial_circuits.text.encoders import encoder
 from spatial_circuits.text.random_tokens import FusedTokenEncoder, RandomTokenEncoder
 
 ASSETS = Path(bundle.__file__).parent / "assets"
+PLAIN = "red square is above blue circle"
 
 
 def run_graph(graph: graphs.Graph, folder: Path, **inputs) -> list[torch.Tensor]:
@@ -231,9 +232,9 @@ def test_an_archive_with_another_hash_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def code(chromium):
-    """A tab with the page's code for noise, captions and detector."""
+    """A tab with the page's code for noise, captions, detector, sentences and addresses."""
     tab = chromium.new_page()
-    for name in ("noise", "captions", "detect", "engine"):
+    for name in ("noise", "captions", "detect", "engine", "address"):
         tab.add_script_tag(content=(ASSETS / f"{name}.js").read_text())
     tab.evaluate("said => { spatialCircuits.language = said; }", contents.language())
     yield tab
@@ -276,24 +277,139 @@ class Neighbours(RandomTokenEncoder):
 def test_sentences_are_read_as_in_python(code, made, monkeypatch):
     sentences = ["red square is above blue circle", "to the left of blue circle is red triangle", "RED square is above the circle", ""]
     monkeypatch.setattr(contents, "table_sentences", lambda: [*sentences, "a strange one"])
-    text, arrays = contents.text_contents(SimpleNamespace(encoder=made, name="mine"))
-    assert text["kind"] == ("table" if isinstance(made, Neighbours) else "words")
-    raw = {key: np.frombuffer(zlib.decompress(base64.b64decode(a["data"])), a["type"]).tolist() for key, a in arrays.items()}
-    read = """async ([text, raw, sentences]) => {
-      const arrays = Object.fromEntries(Object.entries(raw).map(([key, values]) => [key, {data: Float32Array.from(values)}])), out = [];
-      for (const s of sentences) {
-        const told = await spatialCircuits.encode({name: "mine", dim: 32, text, arrays}, s).catch((error) => error.message);
-        out.push(told.tokens ? {...told, embeddings: Array.from(told.embeddings)} : told);
-      }
-      return out; }"""
-    *found, strange = code.evaluate(read, [text, raw, [*sentences, "red sqare is above blue circle"]])
+    kind = contents.text_contents(SimpleNamespace(encoder=made, name="mine"))[0]["kind"]
+    assert kind == ("table" if isinstance(made, Neighbours) else "words")
+    *found, strange = read(code, made, [*sentences, "red sqare is above blue circle"])
     for sentence, told in zip(sentences, found):
         batch = made.encode([sentence])
         assert told["tokens"] == batch.tokens[0] and told["roles"] == batch.roles[0]
         error = torch.tensor(told["embeddings"]).view(-1, 32) - batch.embeddings[0]
-        assert error.abs().max() < (2e-3 if text["kind"] == "table" else 1e-5)
-        assert ("table of 3 sentences" in told["note"]) == (text["kind"] == "table")
-    assert "nearest: “red square is above blue circle”" in strange or "no word “sqare”; nearest known: square" in strange
+        assert error.abs().max() < (2e-3 if kind == "table" else 1e-5)
+        assert ("table of 3 sentences" in told["note"]) == (kind == "table")
+    assert "Nearest to yours: “red square is above blue circle”" in strange or "no word “sqare”; nearest known: square" in strange
+
+
+class Cased(Neighbours):
+    """An encoder that sees capitals and doubled spaces."""
+
+    def encode(self, prompts):
+        batch = super().encode(prompts)
+        for row, prompt in zip(batch.embeddings, prompts):
+            row += sum(letter.isupper() for letter in prompt) + prompt.count("  ")
+        return batch
+
+
+READ = """async ([text, raw, sentences]) => {
+  const arrays = Object.fromEntries(Object.entries(raw).map(([key, values]) => [key, {data: Float32Array.from(values)}])), out = [];
+  for (const s of sentences) {
+    const told = await spatialCircuits.encode({name: "mine", dim: 32, text, arrays}, s).catch((error) => error.message);
+    out.push(told.tokens ? {...told, embeddings: Array.from(told.embeddings)} : told);
+  }
+  return out; }"""
+
+
+def read(code, made, sentences: list[str]) -> list:
+    """What the page's code makes of sentences with an encoder's contents: tokens, roles, embeddings, or what is amiss."""
+    text, arrays = contents.text_contents(SimpleNamespace(encoder=made, name="mine"))
+    raw = {key: np.frombuffer(zlib.decompress(base64.b64decode(a["data"])), a["type"]).tolist() for key, a in arrays.items()}
+    return code.evaluate(READ, [text, raw, sentences])
+
+
+VARIANTS = ["Red Square is above blue circle", " red  square is above\tblue circle "]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A table of every 60th sentence, and of every wording of one."""
+    all_of_them = contents.table_sentences()
+    wordings = [contents.reworded([contents.metrics.prompt_set("22")[0]], family)[0] for family in contents.FAMILIES]
+    monkeypatch.setattr(contents, "table_sentences", lambda: [PLAIN, *wordings, *all_of_them[::60]])
+    return all_of_them
+
+
+@pytest.mark.parametrize("made", [RandomTokenEncoder(32), Neighbours(32)])
+def test_capitals_and_spaces_are_read_past_by_words_and_by_a_table(code, made, few):
+    found = read(code, made, [PLAIN, *VARIANTS])
+    assert [told["embeddings"] == found[0]["embeddings"] for told in found] == [True] * 3
+
+
+def test_a_table_reads_past_nothing_that_its_encoder_sees(code, few):
+    found = read(code, Cased(32), [PLAIN, *VARIANTS])
+    assert found[0]["tokens"] and all(isinstance(told, str) and "takes no notice" not in told for told in found[1:])
+
+
+def test_minilm_takes_no_notice_of_capitals_and_spaces():
+    minilm = encoder("minilm")
+    assert contents._reads_alike(minilm, PLAIN, PLAIN.upper()) and contents._reads_alike(minilm, PLAIN, PLAIN.replace(" ", "  "))
+    assert not contents._reads_alike(minilm, PLAIN, f"{PLAIN}.")
+
+
+def test_a_table_knows_articles_and_a_full_stop_and_says_what_it_knows(code, few):
+    assert {"red square is above the blue circle", "the red square is above the blue circle"} <= set(few)
+    assert "red square is above blue circle." in few
+    amiss, = read(code, Neighbours(32), ["a red square is over blue circle"])
+    assert "the training captions" in amiss and "It takes no notice of capitals and doubled spaces." in amiss
+    assert "“above red square is blue circle”" in amiss and "Nearest to yours: “red square is above blue circle”" in amiss
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------------
+
+USUAL = {"model": "rte", "text": PLAIN, "seed": 1, "steps": 14, "guidance": 4.5}
+ADDRESS = "([hash, usual]) => spatialCircuits.fromAddress(hash, usual, ['rte', 'other'])"
+FIT = """async (changes) => {
+  const live = spatialCircuits, words = ["red", "square", "is", "above", "blue", "circle", "<eos>"];
+  const roles = ["color1", "shape1", "filler", "relation", "color2", "shape2", "end"];
+  const own = live.encode;
+  live.encode = async (model, text) => { if (/sqare/.test(text)) throw new Error("rte has no word “sqare”."); return {tokens: words, roles}; };
+  const model = {name: "rte", layers: 6, heads: 4, arrays: {effects_relation: {}}};
+  const state = {text: "red square is above blue circle", heads: {}, hidden: [], relation: null, graft: null, head: null, word: null, step: null, ...changes};
+  const wrong = await live.fit(model, state, {text: "red square is above blue circle"});
+  live.encode = own;
+  return {state, wrong}; }"""
+
+
+@pytest.mark.parametrize(("said", "key", "kept", "allowed"), [
+    ("model=evil", "model", "rte", "choose from rte, other"), ("beside=rte", "beside", "", "choose from other"),
+    ("seed=abc", "seed", 1, "a whole number from 0 to 4294967295"), ("seed=-1", "seed", 1, "a whole number from 0"),
+    ("steps=99", "steps", 14, "a whole number from 1 to 40"), ("steps=1.5", "steps", 14, "a whole number from 1 to 40"),
+    ("guidance=Infinity", "guidance", 4.5, "a number from -30 to 30"), ("guidance=31", "guidance", 4.5, "a number from -30 to 30"),
+    ("heads=L0H0", "heads", {}, "mean, zero or a number from -4 to 4"), ("heads=L0H0:9", "heads", {}, "mean, zero or a number"),
+    ("hide=x", "hidden", [], "the numbers of words, from 0"), ("relation=beside", "relation", None, "one of above, below"),
+    ("relation=above constructor", "relation", None, "then stream, relation, shape2"),
+    ("relation=above stream 9", "relation", None, "a number from -4 to 4"), ("graft=1 x y", "graft", None, "that word's sentence"),
+    ("head=L1", "head", None, "as in L0H0"), ("word=0.5", "word", None, "the number of a word"),
+    ("step=15", "step", None, "a whole number from 1 to 14"), ("guidence=3", "guidance", 4.5, "unknown; a link has model, beside")])
+def test_a_wrong_value_in_a_link_is_named_and_the_rest_holds(code, said, key, kept, allowed):
+    found = code.evaluate(ADDRESS, [f"#live&text=blue+circle&{said}&hide=1+2" if key != "hidden" else f"#live&{said}&text=blue+circle", USUAL])
+    assert found["state"][key] == kept and found["state"]["text"] == "blue circle"
+    sentence, = found["wrong"]
+    assert sentence.startswith(said.replace("+", " ") + ": ") and allowed in sentence
+    assert key == "hidden" or found["state"]["hidden"] == [1, 2]
+
+
+def test_a_right_link_is_read_and_written_again(code):
+    hash = ("#live&model=other&text=red+square&seed=4294967295&steps=3&guidance=-1.5&beside=rte&heads=L0H0%3Azero+L1H1%3A-0.5&hide=0"
+            "&relation=below+shape2+2&graft=1+2+blue+circle&head=L0H1&word=1&step=3")
+    found = code.evaluate(ADDRESS, [hash, USUAL])
+    assert found["wrong"] == [] and code.evaluate("s => spatialCircuits.toAddress(s)", found["state"]) == hash
+    assert code.evaluate(ADDRESS, ["", USUAL])["wrong"] == []
+
+
+@pytest.mark.parametrize(("changes", "key", "kept", "named"), [
+    ({"hidden": [99]}, "hidden", [], "hide=99: choose from 0 (red), 1 (square)"),
+    ({"hidden": [4, 99, 0]}, "hidden", [0, 4], "hide=99: "), ({"hidden": list(range(7))}, "hidden", [], "leave the model at least one"),
+    ({"heads": {"L9H0": {"how": "mean"}, "L0H0": {"how": "mean"}}}, "heads", {"L0H0": {"how": "mean"}}, "heads=L9H0: rte has L0H0 to L5H3"),
+    ({"head": "L0H9"}, "head", None, "head=L0H9: rte has L0H0 to L5H3"), ({"word": 7}, "word", None, "word=7: choose from 0 (red)"),
+    ({"text": "red sqare"}, "text", PLAIN, "text=red sqare: rte has no word “sqare”."),
+    ({"relation": {"to": 1, "site": "stream", "times": 1}}, "relation", None, "relation=below stream: No relation heads are known"),
+    ({"graft": {"to": 9, "from": 0, "text": "x"}}, "graft", None, "graft=9 0 x: the first number: choose from 0 (red)"),
+    ({"graft": {"to": 0, "from": 9, "text": "x"}}, "graft", None, "graft=0 9 x: the second number: choose from 0 (red)"),
+    ({"graft": {"to": 0, "from": 0, "text": "sqare"}}, "graft", None, "graft=0 0 sqare: rte has no word “sqare”.")])
+def test_what_a_model_or_a_sentence_does_not_have_is_named(code, changes, key, kept, named):
+    found = code.evaluate(FIT, changes)
+    assert found["state"][key] == kept
+    sentence, = found["wrong"]
+    assert named in sentence
 
 
 @pytest.fixture(scope="module")

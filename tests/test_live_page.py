@@ -181,11 +181,18 @@ def test_what_is_not_drawn_yet_is_neither_shown_nor_saved(tab):
     assert tab.captions() == before and tab.said == []
 
 
-def test_a_wrong_link_is_read_as_far_as_it_goes(tab):
-    read = "hash => spatialCircuits.fromAddress(hash, {model: 'rte', text: 'x', seed: 1, steps: 14, guidance: 4.5}, ['rte'])"
-    state = tab.tab.evaluate(read, "#live&%%%&step=1.5&word=0.5&hide=1 1 1 x&seed=abc&guidance=Infinity&relation=above constructor&head=L1&model=evil")
-    assert [state[k] for k in ("step", "word", "hidden", "seed", "guidance", "head", "model")] == [0, 0, [1], 1, 4.5, None, "rte"]
-    assert state["relation"]["site"] == "stream"
+def test_what_a_link_says_wrongly_is_named_and_there_is_no_second_equal_picture(tab, browser, page):
+    wrong = Tab(browser, f"{page.as_uri()}#live&hide=99&seed=7&steps=99&heads=L9H9%3Amean&model=evil")
+    wrong.start()
+    named = wrong.tab.locator(".sc [role=status]")
+    told = named.locator("li").all_text_contents()
+    assert [sentence.partition(":")[0] for sentence in told] == ["model=evil", "steps=99", "heads=L9H9", "hide=99"] and named.is_visible()
+    assert len(wrong.captions()) == 1 and wrong.tab.get_by_label("Seed").input_value() == "7" and wrong.said == []
+    wrong.after(lambda: wrong.tab.evaluate("location.hash = '#live&text=red+sqare'"))
+    assert "no word “sqare”" in named.text_content() and len(wrong.captions()) == 1
+    wrong.after(lambda: wrong.tab.get_by_role("button", name="Next seed").click())
+    assert not named.is_visible()
+    wrong.tab.close()
 
 
 def test_two_models_draw_the_same_sentence_and_one_more_word_changes_it(tab, bench):

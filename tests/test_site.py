@@ -107,7 +107,46 @@ def test_the_first_page_has_an_answer_for_every_claim_and_is_light(visit, site):
     assert tab.evaluate(SERIOUS, [[], {"runOnly": ["color-contrast"]}]) == []
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=3000)
+    assert tab.locator(".sc-claims summary .sc-cell:last-child").first.bounding_box()["width"] > 40
+    assert tab.evaluate("Math.max(...[...document.querySelectorAll('.sc-claims .sc-row > :last-child')].map((e) => e.getBoundingClientRect().right))") <= 390
     assert page.stat().st_size < 400_000
+
+
+def test_a_verdict_of_the_first_page_opens_the_row_it_points_to(visit, site):
+    tab, _ = visit(site / "book" / "index.html")
+    for claim in ("C6", "C14"):
+        tab.locator(f".verdict a[href='#claim-{claim}']").click()
+        tab.locator(f"#claim-{claim}").wait_for(state="visible", timeout=3000)
+        row = tab.locator(f"details:has(#claim-{claim}) summary").bounding_box()
+        assert 0 < row["y"] < 300                                           # its name is in sight, below the bar
+
+
+def test_no_link_leads_to_what_stays_folded(site):
+    """A link opens the folds around its target, but not a target that is itself a fold."""
+    import re
+    folds = {path.name: set(re.findall(r'<details[^>]* id="([^"]+)"', path.read_text())) for path in (site / "book").glob("*.html")}
+    assert [(path.name, link) for path in (site / "book").glob("*.html") for link in Page(path).links
+            if urlsplit(link).fragment in folds.get(Path(urlsplit(link).path).name or path.name, set())] == []
+
+
+def test_a_newcomer_switches_a_head_off_within_a_minute(chromium, site, page_runtime):
+    """From page one: a click loads the model, a choice switches off the head that is shown, the second picture is there."""
+    import time
+    context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    tab, began = context.new_page(), time.perf_counter()
+    drawn = "count => Number(document.querySelector('.sc[data-drawn]')?.dataset.drawn ?? 0) >= count"
+    tab.goto((site / "book" / "index.html").as_uri())
+    tab.get_by_role("button", name="Load the live model").click()
+    tab.wait_for_function(drawn, arg=1, timeout=120_000)
+    loaded = time.perf_counter() - began
+    tab.get_by_role("group", name="Change a head").get_by_role("combobox").first.select_option("off: its mean instead")
+    tab.wait_for_function(drawn, arg=2, timeout=120_000)
+    seconds = time.perf_counter() - began
+    said = tab.locator(".side figure:first-child figcaption").all_text_contents()
+    assert len(said) == 2 and "intact" in said[0] and "without L" in said[1]
+    print(f"first picture after {loaded:.1f} s, second after {seconds:.1f} s: one click, one choice")
+    assert seconds < 60
+    context.close()
 
 
 def test_a_reference_to_a_figure_says_its_number(site):
@@ -152,6 +191,25 @@ SERIOUS = """async ([spared, rules]) => (await axe.run({exclude: spared}, {resul
   .filter((v) => ["serious", "critical"].includes(v.impact)).map((v) => v.id + ": " + v.nodes.map((n) => n.html.slice(0, 120)).join(" | "))"""
 
 
+# What of an article lies beyond the page and in no box that scrolls. Below a formula lies its MathML, which is not seen.
+BEYOND = """() => {
+  const wide = document.documentElement.clientWidth, out = [];
+  const boxed = (e) => { for (let p = e; p && p !== document.body; p = p.parentElement)
+    if (["auto", "scroll"].includes(getComputedStyle(p).overflowX) && p.getBoundingClientRect().right <= wide + 1) return true; };
+  for (const e of document.querySelectorAll(".bd-article *:not(mjx-assistive-mml, mjx-assistive-mml *, .hidden)")) {
+    const box = e.getBoundingClientRect();
+    if (box.width && box.height && box.right > wide + 1 && !boxed(e)) out.push(e.outerHTML.slice(0, 120));
+  }
+  return out; }"""
+# Formulas that do not scroll, or do not show that they do; columns of tables that touch.
+UNBOXED = """() => [
+  ...[...document.querySelectorAll(".bd-article mjx-container[display=true]")].filter((m) => getComputedStyle(m).overflowX !== "auto" ||
+    (m.scrollWidth > m.clientWidth && getComputedStyle(m).backgroundImage === "none")),
+  ...[...document.querySelectorAll(".bd-article table.dataframe td")].filter((td) => parseFloat(getComputedStyle(td).paddingLeft) < 4),
+].map((e) => e.outerHTML.slice(0, 120))"""
+CUT = """() => [...document.querySelectorAll(".bd-article div.cell_input pre")].filter((p) => p.scrollWidth > p.clientWidth).map((p) => p.textContent.slice(0, 200))"""
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
     tab, said = visit(site / "book" / f"{name}.html")
@@ -163,6 +221,8 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width, timeout=3000)  # the side bars slide into place
+        assert tab.evaluate(BEYOND) == [] and tab.evaluate(UNBOXED) == []
+    assert tab.evaluate(CUT) == []                                              # 88 characters fit the column
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
     tab.wait_for_function("() => document.getAnimations().every((a) => a.playState !== 'running')")  # colours fade into the dark
     assert tab.evaluate(SERIOUS, [spared, {"runOnly": ["color-contrast"]}]) == []

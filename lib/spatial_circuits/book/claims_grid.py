@@ -1,8 +1,8 @@
 """Claims grid: which claim holds in which training run, as coloured cells with a sign each.
 
 A row a claim, a column a run, then in how many of the runs it holds. A row unfolds to the paper's
-sentence and figure, what each run says of it, and the rule by which it is judged. HTML and CSS
-alone: no script.
+sentence and figure, what each run says of it, and the rule by which it is judged; a link to
+#claim-ID, which lies inside the row, opens it. HTML and CSS alone: no script.
 """
 import re
 from collections.abc import Callable, Sequence
@@ -53,7 +53,16 @@ class Row:
     @property
     def status(self) -> str:
         """A word of `SIGNS` for all runs."""
-        return self.together.status if self.together else UNTESTED
+        if self.together:
+            return self.together.status
+        asked = any(cell.status != ELSEWHERE for cell in self.cells)
+        elsewhere = any(self.claim.id in asked_of for asked_of in TESTED.values())
+        return ELSEWHERE if elsewhere and not asked else UNTESTED
+
+    @property
+    def verdict(self) -> str:
+        """The status, and in how many of how many runs the claim holds where any counts."""
+        return self.status + tally(self.together)
 
 
 def grid_rows(folders: Sequence[Path]) -> list[Row]:
@@ -108,18 +117,18 @@ class ClaimsGrid:
 
     def _repr_html_(self) -> str:
         style = (files("spatial_circuits.book") / "assets" / "claims_grid.css").read_text()
-        runs = [cell.run for cell in self.rows[0].cells]
-        head = "".join(f'<span class="run">{escape(run)}</span>' for run in runs)
+        cells = self.rows[0].cells
+        head = "".join(f'<span class="run">{escape(cell.run)}</span>' for cell in cells)
         body = "".join(map(_row, self.rows))
         legend = "".join(f"<li>{mark(status)} {status}</li>" for status in SIGNS)
         return (f'<figure><style>{style}</style><div class="sc-claims">'
-                f'<ul class="legend">{legend}</ul><div class="scroll" style="--runs: {len(runs)}">'
+                f'<ul class="legend">{legend}</ul><div class="scroll" style="--runs: {len(cells)}">'
                 f'<div class="sc-row head" aria-hidden="true"><span>claim</span>{head}'
                 f'<span class="run">holds in</span></div>{body}</div></div>'
                 f'<figcaption>{escape(self.caption)}</figcaption></figure>')
 
     def __repr__(self) -> str:
-        return "\n".join(f"{row.claim.id} {SHORT[row.claim.id]}: {in_words(row.together)}"
+        return "\n".join(f"{row.claim.id} {SHORT[row.claim.id]}: {row.verdict}"
                          for row in self.rows)
 
 
@@ -137,34 +146,28 @@ def mark(status: str, text: str = "") -> str:
 def standing(rows: Sequence[Row]) -> str:
     """The claims by what the runs say of them together, as a Markdown list."""
     lines = []
-    for status in claims.STATUS:
+    for status in (*claims.STATUS, ELSEWHERE):
         names = [f'<a href="#claim-{r.claim.id}">{SHORT[r.claim.id].lower()}</a>'
-                 + _count(r.together)
+                 + tally(r.together)
                  for r in rows if r.status == status]
         if names:
             lines.append(f"- **{status.capitalize()}**: {', '.join(names)}.")
     return "\n".join(lines)
 
 
-def in_words(evidence: Evidence | None) -> str:
-    """A word of `SIGNS`, and in how many of how many runs the claim holds where any counts."""
-    if evidence is None:
-        return UNTESTED
-    return evidence.status + _count(evidence)
-
-
-def _count(evidence: Evidence | None) -> str:
+def tally(evidence: Evidence | None) -> str:
+    """In how many of how many runs a claim holds, in brackets; nothing where none counts."""
     return f" ({evidence.held} of {evidence.runs})" if evidence and evidence.runs else ""
 
 
 def _row(row: Row) -> str:
-    claim, verdict = row.claim, in_words(row.together)
-    count = _count(row.together).strip(" ()")
+    claim, verdict = row.claim, row.verdict
+    count = tally(row.together).strip(" ()")
     cells = "".join(
         f'<span class="sc-cell" title="{escape(cell.run)}: {cell.status}">{mark(cell.status)}'
         f'<span class="hidden">{escape(cell.run)}: {cell.status}.</span></span>'
         for cell in row.cells)
-    return (f'<details id="claim-{claim.id}"><summary><span class="sc-row"><span class="name">'
+    return ('<details><summary><span class="sc-row"><span class="name">'
             f'<b>{claim.id}</b> {escape(SHORT[claim.id])}</span>{cells}'
             f'<span class="sc-cell" title="{verdict}">{mark(row.status, count)}'
             f'<span class="hidden">Together: {verdict}.</span></span></span></summary>'
@@ -177,10 +180,10 @@ def _unfolded(row: Row, verdict: str) -> str:
     told = [f'<li>{mark(cell.status)} <code>{escape(cell.run)}</code> {cell.status}'
             + (f": {escape(cell.ours)}" if cell.ours else "") + "</li>"
             for cell in row.cells if cell.status != ELSEWHERE]
-    ours = f"<ul>{''.join(told)}</ul>" if told else "No run that ships is about this claim."
+    ours = f"<ul>{''.join(told)}</ul>" if told else "No run here is about this claim."
     chapter = re.sub(r"\[(.*?)\]\((.*?)\.ipynb\)", r'<a href="\2.html">chapter \1</a>',
                      claim.chapter)
-    return (f'<dl class="more"><dt>The paper</dt><dd>{escape(claim.text)}. '
+    return (f'<dl class="more" id="claim-{claim.id}"><dt>The paper</dt><dd>{escape(claim.text)}. '
             f'<i>{escape(claim.paper)}</i></dd><dt>Our runs: {verdict}</dt><dd>{ours}</dd>'
             f'<dt>The rule</dt><dd>{_coded(rule(claim.id))}</dd>'
             f'<dt>Tested in</dt><dd>{chapter}</dd></dl>')

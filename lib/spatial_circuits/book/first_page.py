@@ -3,75 +3,68 @@ line below each.
 
 A sentence must be true whatever the tables hold. So its figures are those of the weakest of the
 runs that it is about, with their interval, or counts of runs; whether that bears out a claim stands
-in the line below it.
+in the line below it. A sentence whose tables are missing is left out.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..analyses.intervals import wilson_edges
 from ..claims import claims
 from ..claims.judges import Evidence, mean_and_range
-from .claims_grid import SHORT, UNTESTED, in_words, mark
+from .claims_grid import SHORT, UNTESTED, Row, mark, tally
 
 MISSING = "(not measured)"
+NOTHING = "Not a question for the runs of this page, or not measured in them."
 TURNS = 0.5  # a run reads a token whose exchange turns this share of its pictures
 _ORDERED = ("random", "contextual")  # kinds of models whose encoder knows word order
 _Tables = dict[str, dict]
 
 
-class Numbers(NamedTuple):
-    """Figures as text, MISSING where no run has the table.
+def numbers(folders: Sequence[Path]) -> dict[str, str]:
+    """The figures of the first page as text, over the runs that count (`claims.counted`); MISSING
+    where no run has the table.
 
-    ordered, random, contextual: how many runs the first, second and fifth sentence is about; the
-    others' stand in their verdicts. relation, bag: the relation
-    where the encoder knows word order (the weakest run) and in a bag of words. ramps: direction
-    words that draw a ramp, of all words and runs. obeyed, control: a relation written in by hand
-    (the weakest run), and the random vector (the strongest). alone, together: what is lost without
-    one relation head at most, and without all at least. by_shape2, by_word: runs that each token's
-    exchange turns. the: relations left where an article is added, by run.
+    ordered, random, contextual: how many runs the first, second and fifth finding is about; the
+    others' stand in their verdicts. relation, shallow, bag: the relation where the encoder knows
+    word order (the weakest run), there with three layers, and in a bag of words. ramps: direction
+    words that draw a ramp, of all words and runs. obeyed, at_reader, control: a relation written in
+    by hand (the weakest run), there and where the object head reads, and the random vector (the
+    strongest). alone, together: what is lost without one relation head at most, and without all at
+    least. by_shape2, by_word: runs that each token's exchange turns. the: relations left where an
+    article is added, by run.
+
+    Raises ValueError for a folder with a broken table, or whose files do not tell its kind.
     """
-    ordered: int
-    random: int
-    contextual: int
-    relation: str
-    bag: str
-    ramps: str
-    obeyed: str
-    control: str
-    at_reader: str
-    alone: str
-    together: str
-    by_shape2: str
-    by_word: str
-    the: str
-
-
-def numbers(folders: Sequence[Path]) -> Numbers:
-    """The figures of the first page, over the runs that count (`claims.counted`). Raises ValueError
-    for a folder with a broken table, or whose files do not tell its kind."""
     folders = claims.counted(folders)
     kinds = {folder: claims.kind(folder) for folder in folders}
     tables = {folder: claims.read(folder) for folder in folders}
     scores = {folder: claims.evaluation_scores(folder) for folder in folders}
-    ordered, bags = ([s["loose"] for f, s in scores.items() if s and kinds[f] in some]
-                     for some in (_ORDERED, ("bag",)))
+    ordered, shallow, bags = ([s["loose"] for f, s in scores.items() if s and kinds[f] in some]
+                              for some in (_ORDERED, ("shallow",), ("bag",)))
     random, contextual = ([t for f, t in tables.items() if kinds[f] == kind] for kind in _ORDERED)
     exchanged = [t["arithmetic"] for t in contextual if "arithmetic" in t]
     written = [t["circuit"]["injection"] for t in random if "circuit" in t]
     read = [t["circuit"]["injection_at_reader"] for t in random
             if "injection_at_reader" in t.get("circuit", {})]
     lost = _having(random, "ablation", "synopsis", "circuit")
-    return Numbers(
-        len(ordered), len(_having(random, "screen")), len(exchanged),
-        _extreme(ordered, min), _extreme(bags, min), _ramps(random),
-        _extreme([_one(rows, condition="relation 1") for rows in written], min),
-        _extreme([_one(rows, condition="random 1") for rows in (*written, *read)], max),
-        _extreme([_one(rows, condition="relation 1") for rows in read], min),
-        _extreme([_change(_alone(t)) for t in lost], max),
-        _extreme([_change(_together(t)) for t in lost], min),
-        _turned(exchanged, "shape2"), _turned(exchanged, "relation"),
-        _the(contextual))
+    return {
+        "ordered": str(len(ordered)), "random": str(len(_having(random, "screen"))),
+        "contextual": str(len(exchanged)), "relation": _extreme(ordered, min),
+        "shallow": _extreme(shallow, min), "bag": _extreme(bags, min), "ramps": _ramps(random),
+        "obeyed": _extreme([_one(rows, condition="relation 1") for rows in written], min),
+        "control": _extreme([_one(rows, condition="random 1") for rows in (*written, *read)], max),
+        "at_reader": _extreme([_one(rows, condition="relation 1") for rows in read], min),
+        "alone": _extreme([_change(_alone(t)) for t in lost], max),
+        "together": _extreme([_change(_together(t)) for t in lost], min),
+        "by_shape2": _turned(exchanged, "shape2"), "by_word": _turned(exchanged, "relation"),
+        "the": _the(contextual)}
+
+
+def finding(sentences: str, figures: dict[str, str]) -> str:
+    """The sentences, a blank line between two, whose figures `{so}` are all known, in one line;
+    NOTHING if there is none."""
+    told = [" ".join(said.split()).format(**figures) for said in sentences.split("\n\n")]
+    return " ".join(said for said in told if MISSING not in said) or NOTHING
 
 
 def more_together(folders: Sequence[Path]) -> Evidence:
@@ -84,17 +77,21 @@ def more_together(folders: Sequence[Path]) -> Evidence:
     return Evidence(sum(found), len(found), "")
 
 
-def verdict_line(found: dict[str, Evidence], claim: str) -> str:
-    """A line of Markdown: sign, link to the claim's row of the grid, verdict."""
-    return verdict_span(found.get(claim), f'<a href="#claim-{claim}">{claim} '
-                                          f'{SHORT[claim].lower()}</a>')
+def verdict_line(row: Row) -> str:
+    """A line of Markdown: sign, link that opens the claim's row of the grid, verdict."""
+    claim = row.claim.id
+    return _verdict(row.status, f'<a href="#claim-{claim}">{claim} {SHORT[claim].lower()}</a>',
+                    row.verdict)
 
 
-def verdict_span(evidence: Evidence | None, about: str) -> str:
+def verdict_span(evidence: Evidence, about: str) -> str:
     """A line of Markdown: sign, what it is about (HTML), verdict; without runs not yet tested."""
-    known = evidence if evidence and (evidence.runs or evidence.ours) else None
-    status = known.status if known else UNTESTED
-    return f'<span class="verdict">{mark(status)} {about} <b>{in_words(known)}</b></span>'
+    status = evidence.status if evidence.runs else UNTESTED
+    return _verdict(status, about, status + tally(evidence))
+
+
+def _verdict(status: str, about: str, said: str) -> str:
+    return f'<span class="verdict">{mark(status)} {about} <b>{said}</b></span>'
 
 
 def _having(tables: Sequence[_Tables], *needed: str) -> list[_Tables]:
@@ -153,7 +150,7 @@ def _turned(exchanged: Sequence[dict], token: str) -> str:
 
 
 def _the(tables: Sequence[_Tables]) -> str:
-    """Lowest and highest ratio of "the" to the training wording over the runs."""
+    """Lowest and highest ratio of "the" to the training wording over the runs; one run's own."""
     rows = [r for t in _having(tables, "robustness") for r in t["robustness"]["ratio"]
             if r["condition"] == "T3 the"]
-    return f"{_extreme(rows, min)} and {_extreme(rows, max)}" if rows else MISSING
+    return " to ".join(dict.fromkeys((_extreme(rows, min), _extreme(rows, max))))

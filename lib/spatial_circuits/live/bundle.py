@@ -22,13 +22,8 @@ from .graphs import decoder_graph, transformer_graph
 from .runtime import RUNTIME, RUNTIME_FILES, runtime_folder
 
 LIVE_MODELS = ("rte", "t5-untrained")       # those that the book's pages hold
-CODE = ("noise.js", "captions.js", "detect.js", "engine.js", "page.js")    # in this order
+CODE = ("noise.js", "captions.js", "detect.js", "engine.js", "address.js", "page.js")    # in order
 EXPORTERS = ("onnx", "onnxscript")
-_PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Live model</title>'
-         '<meta name="viewport" content="width=device-width"></head>'
-         '<body style="font-family: sans-serif; margin: 1rem auto; max-width: 60rem; '
-         'padding: 0 1rem">'
-         "<main><h1>Live model</h1>{}</main></body></html>\n")
 _LIBRARY = Path(__file__).parents[1]
 _MAKERS = ("live", "model", "hooks", "text", "data", "analyses")    # whose code counts
 
@@ -64,7 +59,8 @@ def write_live(folder: str | Path, models: Sequence[str] = LIVE_MODELS, page: st
         _write_index(partial, {"models": listed, "code": [*CODE, "ort.js", "runtime.js"],
                                "runtime": RUNTIME, "sizes": sizes})
         if page:
-            (partial / "index.html").write_text(_PAGE.format(page))
+            frame = (assets / "page.html").read_text()
+            (partial / "index.html").write_text(frame.replace("<!-- figure -->", page))
         write_manifest(partial)
     return Path(folder)
 

@@ -21,12 +21,14 @@ from ..data import captions, detect, metrics, scenes
 from ..hooks.core import BRANCHES
 from ..model.pipeline import Model
 from ..model.sampler import STEPS, ready_scheduler
+from ..text.batch import Encoder
 from ..text.contextual import PretrainedEncoder
 from ..text.random_tokens import FusedTokenEncoder, RandomTokenEncoder
 from ..text.wordings import FAMILIES, reworded
 from .graphs import Graph, encoder_graph
 
 MOST_STEPS = 40          # that the page offers
+_COMMON = ("T3 the", "T4 the, the", "full stop")     # that a reader of a page is likely to try
 _EARLY = 3               # steps whose relation vectors are taken: layout is set early
 _SOLVER = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
            "solver_order": 2, "solver_type": "midpoint", "thresholding": False,
@@ -86,7 +88,8 @@ def text_contents(model: Model) -> tuple[dict, dict[str, dict]]:
     """How a page encodes sentences for the model: (description, arrays).
 
     Kinds: "words", tables of words and places; "graph", an untrained contextual encoder as ONNX;
-    "table", for all others: embeddings of the training captions and their rewordings.
+    "table", for all others: embeddings of the training captions and their rewordings, and whether
+    the encoder reads past capitals and doubled spaces.
     """
     encoder = model.encoder
     ours = type(encoder) in (RandomTokenEncoder, FusedTokenEncoder)     # an heir may encode anew
@@ -106,9 +109,20 @@ def text_contents(model: Model) -> tuple[dict, dict[str, dict]]:
 
 
 def table_sentences() -> list[str]:
-    """The null prompt, the training captions, and the 22 phrases in every wording."""
-    told = [text for family in FAMILIES for text in reworded(metrics.prompt_set("22"), family)]
+    """The null prompt, the training captions, the complete ones among them in the wordings of
+    _COMMON, and the 22 phrases in every wording."""
+    told = [text for family in FAMILIES for text in
+            reworded(metrics.prompt_set("264" if family in _COMMON else "22"), family)]
     return list(dict.fromkeys(["", *captions.all_captions(), *told]))
+
+
+def _reads_alike(encoder: Encoder, one: str, other: str) -> bool:
+    """Whether the encoder makes the same of two sentences; not if it cannot read one of them."""
+    try:
+        first, second = (encoder.encode([said]).embeddings for said in (one, other))
+    except ValueError:
+        return False
+    return torch.equal(first, second)
 
 
 def _table(model: Model, sentences: Sequence[str]) -> tuple[dict, dict[str, dict]]:
@@ -122,9 +136,12 @@ def _table(model: Model, sentences: Sequence[str]) -> tuple[dict, dict[str, dict
         tokens.append(batch.tokens[0])
         roles.append(batch.roles[0])
         parts.append(batch.embeddings[0])
-    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    starts, plain = np.cumsum([0, *map(len, parts)]).tolist(), metrics.prompt_set("22")[0]
     return ({"kind": "table", "sentences": kept, "tokens": tokens, "roles": roles,
-             "starts": starts}, {"sentences": packed_array(torch.cat(parts), half=True)})
+             "starts": starts, "wordings": [reworded([plain], f)[0] for f in FAMILIES],
+             "uncased": _reads_alike(model.encoder, plain, plain.upper()),
+             "unspaced": _reads_alike(model.encoder, plain, plain.replace(" ", "  "))},
+            {"sentences": packed_array(torch.cat(parts), half=True)})
 
 
 def model_contents(model: Model) -> tuple[dict, dict, dict[str, dict]]:

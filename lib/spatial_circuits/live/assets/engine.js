@@ -100,18 +100,38 @@
     return out;
   }
 
+  // a sentence without what a table's encoder does not see
+  function plain({ uncased, unspaced }, sentence) {
+    const said = unspaced ? sentence.trim().replace(/\s+/g, " ") : sentence.trim();
+    return uncased ? said.toLowerCase() : said;
+  }
+  const quoted = (sentences) => sentences.map((s) => `“${s}”`);
+  function unknown(name, text, sentence) {
+    const known = new Set(text.sentences.filter(Boolean).map((s) => plain(text, s)));
+    const wordings = [...new Set(text.wordings.map((s) => plain(text, s)))].filter((s) => known.has(s));
+    const ignored = [...(text.uncased ? ["capitals"] : []), ...(text.unspaced ? ["doubled spaces"] : [])];
+    return `${name}'s encoder is too large for a page, so it reads here ${known.size} sentences alone: the training captions, with colours or without, ` +
+      `and some of them in other words, as in ${quoted(wordings).join(", ")}. ${ignored.length ? `It takes no notice of ${ignored.join(" and ")}. ` : ""}` +
+      `Nearest to yours: ${quoted(nearest(short(plain(text, sentence), 200), [...known], 2)).join(" or ")}.`;
+  }
   function fromTable({ name, text, arrays, dim }, sentence) {
-    const row = text.sentences.indexOf(sentence.trim());
-    if (row < 0) {
-      const close = nearest(short(sentence.trim(), 200), text.sentences.filter(Boolean), 2).map((s) => `“${s}”`).join(" or ");
-      throw new Error(`${name}'s encoder is too large for a page, so it reads here only the training captions and some other wordings of them; nearest: ${close}.`);
-    }
+    text.rows ??= new Map(text.sentences.map((known, row) => [plain(text, known), row]));
+    const row = text.rows.get(plain(text, sentence));
+    if (row === undefined) throw new Error(unknown(name, text, sentence));
     const [start, end] = [text.starts[row], text.starts[row + 1]];
     return { tokens: text.tokens[row], roles: text.roles[row], embeddings: arrays.sentences.data.slice(start * dim, end * dim), dim,
       note: `${name}'s encoder is too large for a page; its embeddings come from a table of ${text.sentences.length - 1} sentences.` };
   }
 
   // --- changes ------------------------------------------------------------------------------------------------------------
+
+  const sourceOf = (site) => (site === "stream" ? "vectors" : `effects_${site}`);
+  // why another relation cannot be written into a sentence there; "" if it can
+  live.whyNot = (model, sentence, roles, site) => {
+    if (live.parse(sentence).relation === null) return "The sentence says no relation, so there is none to exchange.";
+    if (!model.arrays[sourceOf(site)]) return `No relation heads are known for ${model.name}; write the relation into a word instead.`;
+    return site === "stream" || roles.includes(site) ? "" : `The sentence holds no word of role ${site}.`;
+  };
 
   // What a row of the batch is told. changes: {heads: {L0H0: {how: "mean" | "zero" | "scale", by}}, hidden: [token numbers],
   // relation: {to, site, times} or null, graft: {to, text, from} or null}
@@ -127,17 +147,13 @@
       row.embeddings.set(other.embeddings.subarray(from * dim, (from + 1) * dim), to * dim);
     }
     if (changes.relation) {
-      const own = live.parse(sentence).relation, { to, site, times } = changes.relation;
-      if (own === null) throw new Error("The sentence says no relation, so there is none to exchange.");
-      const source = arrays[site === "stream" ? "vectors" : `effects_${site}`];
-      if (!source) throw new Error(`No relation heads are known for ${model.name}; write the relation into a word instead.`);
+      const own = live.parse(sentence).relation, { to, site, times } = changes.relation, problem = live.whyNot(model, sentence, row.roles, site);
+      if (problem) throw new Error(problem);
+      const source = arrays[sourceOf(site)];
       const size = source.data.length / source.shape[0], part = (r) => source.data.subarray(r * size, (r + 1) * size);
       const [wanted, old] = [part(to), part(own)];
       if (site === "stream") row.added = wanted.map((v, i) => times * (v - old[i]));
-      else {
-        if (!row.roles.includes(site)) throw new Error(`The sentence holds no word of role ${site}.`);
-        row.roles.forEach((role, t) => { if (role === site) for (let d = 0; d < dim; d++) row.embeddings[t * dim + d] += times * wanted[d] - old[d]; });
-      }
+      else row.roles.forEach((role, t) => { if (role === site) for (let d = 0; d < dim; d++) row.embeddings[t * dim + d] += times * wanted[d] - old[d]; });
     }
     return row;
   };

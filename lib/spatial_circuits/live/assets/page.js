@@ -3,64 +3,30 @@
 (() => {
   const live = (globalThis.spatialCircuits ??= {});
   const HOW = { "": "as it is", mean: "off: its mean instead", zero: "off: zeros instead", scale: "scaled" };
-  const SITES = { stream: "into the residual stream", relation: "into the relation word", shape2: "into shape 2's word" };
   const SAYS = { relation: "the relation word", shape2: "the second shape's word" };
-  const KEPT_RUNS = 8, SEEDS = 2 ** 32;
+  const KEPT_RUNS = 8;
   const pause = () => new Promise((done) => setTimeout(done));
-  const number = (text, low, high, otherwise) => {
+  const number = (text, [low, high], otherwise) => {
     const value = Number(text);
     return text === null || text === "" || !Number.isFinite(value) ? otherwise : Math.min(high, Math.max(low, value));
   };
   const whole = (...told) => { const value = number(...told); return value === null ? null : Math.floor(value); };
 
-  // --- the address --------------------------------------------------------------------------------------------------------
-
-  live.toAddress = (s) => {
-    const told = { model: s.model, text: s.text, seed: s.seed, steps: s.steps, guidance: s.guidance };
-    if (s.beside) told.beside = s.beside;
-    const heads = Object.entries(s.heads).map(([name, { how, by }]) => `${name}:${how === "scale" ? by : how}`);
-    if (heads.length) told.heads = heads.join(" ");
-    if (s.hidden.length) told.hide = s.hidden.join(" ");
-    if (s.relation) told.relation = `${live.language.relations[s.relation.to]} ${s.relation.site} ${s.relation.times}`;
-    if (s.graft) told.graft = `${s.graft.to} ${s.graft.from} ${s.graft.text}`;
-    if (s.head) told.head = s.head;
-    if (s.word !== null) told.word = s.word;
-    if (s.step !== null) told.step = s.step + 1;
-    return `#live&${new URLSearchParams(told)}`;
-  };
-
-  // a state from an address; what it does not say, or says wrongly, is as in `otherwise`
-  live.fromAddress = (hash, otherwise, names) => {
-    const said = new URLSearchParams(hash.replace(/^#live&?/, "")), get = (key) => said.get(key);
-    const state = { ...otherwise, heads: {}, hidden: [], relation: null, graft: null, beside: "", head: null, word: null, step: null };
-    if (names.includes(get("model"))) state.model = get("model");
-    if (names.includes(get("beside")) && get("beside") !== state.model) state.beside = get("beside");
-    state.text = get("text") ?? state.text;
-    state.seed = whole(get("seed"), 0, SEEDS - 1, state.seed);
-    state.steps = whole(get("steps"), 1, 40, state.steps);
-    state.guidance = number(get("guidance"), -30, 30, state.guidance);
-    for (const [, name, how] of (get("heads") ?? "").matchAll(/(L\d+H\d+):(\S+)/g))
-      state.heads[name] = how === "mean" || how === "zero" ? { how } : { how: "scale", by: number(how, -4, 4, 1) };
-    state.hidden = [...new Set([...(get("hide") ?? "").matchAll(/\d+/g)].map((m) => Number(m[0])))];
-    const [relation, site, times] = (get("relation") ?? "").split(" "), to = live.language.relations.indexOf(relation);
-    if (to >= 0) state.relation = { to, site: Object.hasOwn(SITES, site) ? site : "stream", times: number(times ?? null, -4, 4, 1) };
-    const graft = /^(\d+) (\d+) (.+)$/.exec(get("graft") ?? "");
-    if (graft) state.graft = { to: Number(graft[1]), from: Number(graft[2]), text: graft[3] };
-    if (/^L\d+H\d+$/.test(get("head") ?? "")) state.head = get("head");
-    if (get("word") !== null) state.word = whole(get("word"), 0, 99, null);
-    if (get("step") !== null) state.step = whole(get("step"), 1, state.steps, state.steps) - 1;
-    return state;
-  };
-
   // --- the figure ---------------------------------------------------------------------------------------------------------
 
   live.start = async (root, data, kit, load) => {
-    const { make, bytes, drawMap, panel, chooser, radio, ink } = kit, { index, language } = live;
+    const { make, bytes, drawMap, panel, chooser, radio, ink } = kit, { index, language, limits, sites: SITES } = live;
     const names = Object.keys(index.models), opened = {}, runs = new Map(), [viridis] = data.colours.map(bytes);
     const size = (name) => `${(index.models[name].reduce((sum, f) => sum + index.sizes[f], 0) / 1e6).toFixed(1)} MB`;
     const open = (name) => (opened[name] ??= load(index.models[name]).then(() => { say(`Making ${name} ready.`); return pause(); }).then(() => live.open(name)));
     const usual = { model: names[0], beside: "", text: data.prompt, seed: data.seed, steps: 14, guidance: 4.5 };
-    let state = live.fromAddress(location.hash.startsWith("#live") ? location.hash : "", usual, names), turn = 0, shown = [];
+    // `wrong`: what the link says wrongly; `linked`: it was not yet held against its model
+    let state, wrong, linked, turn = 0, shown = [];
+    function readAddress() {
+      ({ state, wrong } = live.fromAddress(location.hash.startsWith("#live&") ? location.hash : "", usual, names));
+      linked = true;
+    }
+    readAddress();
 
     live.shown = () => shown;
 
@@ -70,7 +36,16 @@
     const group = (name, ...parts) => make("fieldset", {}, make("legend", {}, name), ...parts);
     const field = (label, options, change) => { const input = make("input", { ...options, onchange: () => change(input.value) }); return [make("label", {}, label, input), input]; };
     const button = (label, press, options = {}) => make("button", { type: "button", onclick: press, ...options }, label);
-    const set = (changes) => { Object.assign(state, changes); return draw(); };
+    const set = (changes) => {
+      if (!linked) wrong = [];                                        // it was read, and is of no account any more
+      Object.assign(state, changes);
+      return draw();
+    };
+    const leftOut = make("div", { class: "said", role: "status", hidden: "" });
+    function complain() {
+      leftOut.hidden = !wrong.length;
+      leftOut.replaceChildren("Left out of the link:", make("ul", {}, ...wrong.map((sentence) => make("li", {}, sentence))));
+    }
 
     const [modelLabel, modelSelect] = chooser("Model", names, (i) => set({ model: names[i], beside: state.beside === names[i] ? "" : state.beside, heads: {}, head: null, relation: null, hidden: [], graft: null, word: null }));
     const besides = () => ["", ...names.filter((n) => n !== state.model)];
@@ -82,9 +57,9 @@
       ["colour 2", ["", ...language.colors]], ["shape 2", language.shapes]].map(([label, options]) =>
       make("select", { "aria-label": label, onchange: compose }, ...options.map((o) => make("option", {}, o))));
     const article = button("", () => tell(toggled(state.text)));
-    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: SEEDS - 1, step: 1 }, (v) => set({ seed: whole(v, 0, SEEDS - 1, state.seed) }));
-    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: 40, step: 1 }, (v) => set({ steps: whole(v, 1, 40, state.steps), step: null }));
-    const [guidanceLabel, guidanceInput] = field("Guidance", { type: "number", min: -30, max: 30, step: 0.5 }, (v) => set({ guidance: number(v, -30, 30, state.guidance) }));
+    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: limits.seed[1], step: 1 }, (v) => set({ seed: whole(v, limits.seed, state.seed) }));
+    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: limits.steps[1], step: 1 }, (v) => set({ steps: whole(v, limits.steps, state.steps), step: null }));
+    const [guidanceLabel, guidanceInput] = field("Guidance", { type: "number", min: -30, max: 30, step: 0.5 }, (v) => set({ guidance: number(v, limits.guidance, state.guidance) }));
 
     const reads = make("p", { class: "title" }), sides = make("div", { class: "sides" });
     const slider = make("input", { type: "range", min: 1, oninput: () => { state.step = slider.value - 1; show(); address(); } }), stepSaid = make("span", {});
@@ -115,12 +90,12 @@
     function changeHead() {
       const how = Object.keys(HOW)[howSelect.selectedIndex], next = { ...state.heads };
       delete next[state.head];
-      if (how) next[state.head] = how === "scale" ? { how, by: number(byInput.value, -4, 4, 0.5) } : { how };
+      if (how) next[state.head] = how === "scale" ? { how, by: number(byInput.value, limits.times, 0.5) } : { how };
       set({ heads: next });
     }
     function changeRelation() {
       const to = relationSelect.selectedIndex - 1;
-      set({ relation: to < 0 ? null : { to, site: Object.keys(SITES)[siteSelect.selectedIndex], times: number(timesInput.value, -4, 4, 1) } });
+      set({ relation: to < 0 ? null : { to, site: Object.keys(SITES)[siteSelect.selectedIndex], times: number(timesInput.value, limits.times, 1) } });
     }
     function changeGraft() {
       const text = otherInput.value.trim(), to = toSelect.selectedIndex - 1, same = state.graft?.text === text && state.graft.to === to;
@@ -164,7 +139,17 @@
       const mine = ++turn, began = performance.now();
       follow();
       address();
+      complain();
       try {
+        if (linked) {
+          const model = await open(state.model);
+          if (mine !== turn) return;
+          linked = false;
+          wrong.push(...(await live.fit(model, state, usual)));
+          follow();
+          address();
+          complain();
+        }
         const list = wanted(), problems = [];
         for (const name of new Set(list.map((side) => side.name))) {
           const sidesOf = list.filter((side) => side.name === name && !runs.has(side.key)), model = await open(name);
@@ -407,12 +392,12 @@
     });
     addEventListener("hashchange", () => {
       if (!location.hash.startsWith("#live&")) return;
-      state = live.fromAddress(location.hash, usual, names);
+      readAddress();
       draw();
     });
 
     root.replaceChildren(form, row(make("span", {}, "or compose:"), parts, article), row(modelLabel, besideLabel),
-      row(seedLabel, button("Next seed", () => set({ seed: (state.seed + 1) % SEEDS })), stepsLabel, guidanceLabel), reads, said, sides,
+      row(seedLabel, button("Next seed", () => set({ seed: (state.seed + 1) % (limits.seed[1] + 1) })), stepsLabel, guidanceLabel), reads, leftOut, said, sides,
       row(make("label", {}, "Step", slider), stepSaid), row(make("span", {}, "Attention to"), chips), headsTitle, heads,
       group("Change a head", row(howLabel, byLabel, changedHeads)), group("Hide words", row(hiding)),
       group("Another relation", row(relationLabel, siteLabel, timesLabel)), group("Another word's embedding", row(toLabel, otherLabel, fromLabel)),
