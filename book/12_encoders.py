@@ -195,8 +195,9 @@ def followed(name: str) -> dict[str, float]:
             "axis, of these": mean["axis"] / mean["unique_binding"],
             "side, of these": mean["side"] / mean["axis"], "relation": mean["loose"]}
 
-pd.DataFrame({n: followed(n) for n in names
-              if "robustness" in claims.read(folders[n])}).T.round(2)
+reworded = [n for n in names if claims.unbiased(folders[n])
+            and "robustness" in claims.read(folders[n])]
+pd.DataFrame({n: followed(n) for n in reworded}).T.round(2)
 
 # %% [markdown]
 # ## Pictures
