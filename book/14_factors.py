@@ -410,7 +410,9 @@ pd.concat({m: carried_over(m) for m in spaces}, names=["model"]).fillna("") \
 
 # %% [markdown]
 # And in pictures, drawn from the counterpart with that part of the token or the query exchanged at every step: the share
-# that show the first prompt's side, or its axis, with Wilson's intervals.
+# that show the first prompt's side, or its axis, with Wilson's intervals. A picture counts only with both objects as they are
+# told. The query of one head moves shapes, and colours come by other heads ([chapter 11](11_circuit.ipynb)), so that exchanged
+# alone it makes no such picture, however much of the prediction it brings.
 
 # %%
 def drawn_by(name: str) -> pd.DataFrame:
