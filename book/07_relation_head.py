@@ -430,8 +430,8 @@ every = pd.concat(points)
 large = every[every["x"].abs() > screen["control"].median()]
 agree = (large["x"] * large["y"] > 0)
 display(verdict("What a relation head writes works as a tag: ramp and tag have the "
-                f"same sign for {int(agree.sum())} of {len(agree)} pairs of head and word "
-                "whose ramp is larger than the median control, more than .8",
+                f"same sign for {int(agree.sum())} of {len(agree)} pairs of head and "
+                "word whose ramp is larger than the median control, more than .8",
                 agree.mean() > 0.8))
 display(verdict(f"Each of the {len(turned)} words whose ramp is the wrong way round "
                 "writes the tag of shape 2", (own[turned] < 0).all()))

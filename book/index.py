@@ -87,8 +87,8 @@ A random vector of equal norm, added at either place, is obeyed in {control} at 
 
 lost = said("""
 Without the one head that looks most at the relation word, the share of pictures with
-the right relation falls by {alone} at most; without all relation heads of the circuit, by
-{together} at least (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
+the right relation falls by {alone} at most; without all relation heads of the circuit,
+by {together} at least (<a href="09_ablation.html#figure-2">Figure 9.2</a>).
 """, "C9")
 more = verdict_span(more_together(folders), "more is lost together than alone")
 

@@ -212,6 +212,16 @@ def test_models_are_looked_at_before_any_is_made(trained, offline_runtime, tmp_p
         bundle.write_live(tmp_path / "out", [str(tmp_path / "pipe")])
 
 
+@pytest.mark.parametrize(("scheme", "ground", "ink"), [("light", "rgb(255, 255, 255)", "rgb(34, 34, 34)"), ("dark", "rgb(20, 24, 30)", "rgb(230, 230, 230)")])
+def test_the_page_that_stands_alone_is_as_dark_as_the_readers_screen(chromium, scheme, ground, ink):
+    context = chromium.new_context(color_scheme=scheme)
+    tab = context.new_page()
+    tab.goto((ASSETS / "page.html").as_uri())
+    found = tab.evaluate("(() => { const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]; })()")
+    assert found == [ground, ink]
+    context.close()
+
+
 def test_without_a_runtime_the_page_is_told_why(tmp_path, monkeypatch):
     from spatial_circuits.book import sphinx
     monkeypatch.setenv("PATH", str(tmp_path))                              # no npm there
