@@ -222,7 +222,8 @@ drawn_from = {kind: next((n for n in names if carrier[n] == token and kind in st
 two, one = drawn_from["edges"], drawn_from["fused"]
 Markdown("No two models here have both tables.") if not (two and one) else \
     Captioned(two_circuits(study[two]["edges"], study[one]["fused"],
-                           (f"{two}: a word, then shapes", f"{one}: both from one token"),
+                           (f"{two}: a word, then shapes",
+                            f"{one}: both from one token"),
                            study[one].get("edges")),
               "Words, heads and picture in two models. The numbers on the arrows are "
               "measured on prompts that took no part in finding the heads.",
@@ -255,8 +256,9 @@ Markdown("\n".join(fused_item(n, r, part) for n in names if "fused" in study[n]
 # %%
 def handed_on(name: str) -> str:
     """An item: how much of a fused reader's query another reader turns."""
-    readers = {row["name"] for row in study[name]["fused"]["readings"][0]["found"]}
-    rows = [r | {w["way"]: w for w in r["ways"]} for r in study[name]["edges"]["readers"]
+    table = study[name]
+    readers = {row["name"] for row in table["fused"]["readings"][0]["found"]}
+    rows = [r | {w["way"]: w for w in r["ways"]} for r in table["edges"]["readers"]
             if {r["reader"], *r["relation"]} <= readers]
     said = ["{0} alone turns {turned:.2f} [{low:.2f}, {high:.2f}] of {1}'s query"
             .format(", ".join(r["relation"]), r["reader"], **r["all paths"])
