@@ -134,6 +134,7 @@ def patched(model):
     yield basis.abs()
     yield subspaces.mean_difference_subspace(model, [TOLD], "relation", 1).abs()
     yield subspaces.subspace_effects(model, [TOLD], (1, 0), {"one": basis, "all": None}, steps=2)
+    assert subspaces.site_size(model, (1, 0)) == len(basis)
     yield subspaces.subspace_pictures(model, [TOLD], (1, 0), {"one": basis}, steps=2)
 
 
