@@ -285,7 +285,9 @@ picture in {paths['object and colour heads']:.0%}. {two_paths}
 # the strongest, for the relation.
 
 # %%
-handed = claims.read(claims.folder_of(net.name)).get("edges")
+tables = {n: claims.read(claims.folder_of(n))
+          for n in dict.fromkeys([net.name, *names()])}
+handed = tables[net.name].get("edges")
 none = Markdown("No table of edges was recorded for this model.")
 def strongest(count: int = 12) -> pd.DataFrame:
     """The first edges with their intervals over prompts."""
@@ -370,8 +372,7 @@ def edge_row(table: dict) -> dict:
             "times cheaper": round(check["cost ratio"]),
             "tag": "; ".join(map(tag, table["readers"])) or "no object head after them"}
 
-of_models = {n: claims.read(claims.folder_of(n)).get("edges") for n in names()}
-pd.DataFrame({n: edge_row(t) for n, t in of_models.items() if t}).T
+pd.DataFrame({n: edge_row(t["edges"]) for n, t in tables.items() if "edges" in t}).T
 
 # %% [markdown]
 # ## Do the ways of finding heads agree?
@@ -450,8 +451,7 @@ nothing, whose order is noise; the leading heads are what matters.
 # curves`.
 
 # %%
-curves = {n: t["curves"] for n in dict.fromkeys([net.name, *names()])
-          if "curves" in (t := claims.read(claims.folder_of(n)))}
+curves = {n: t["curves"] for n, t in tables.items() if "curves" in t}
 def kept(name: str) -> pd.DataFrame:
     """Faithfulness of the first n heads, by ranking."""
     rows = pd.DataFrame(curves[name]["curves"]).query("way == 'keep'")

@@ -347,8 +347,8 @@ def recorded(tables: dict, token: str) -> dict:
     out["exchanged"] = found(pictures["graft"], "mean", **at, condition="grafted")[0]
     return {(token, k): v for k, v in out.items()}
 
-study = {m: claims.read(claims.folder_of(m)) for m in names()}
-study = {m: t for m, t in study.items() if {"factors", "arithmetic"} <= set(t)}
+every_table = {m: claims.read(claims.folder_of(m)) for m in names()}
+study = {m: t for m, t in every_table.items() if {"factors", "arithmetic"} <= set(t)}
 pd.DataFrame({m: recorded(t, "shape2") | recorded(t, "relation")
               for m, t in study.items()}).T.round(2)
 
@@ -374,7 +374,6 @@ pd.DataFrame({m: recorded(t, "shape2") | recorded(t, "relation")
 # some prompts, measured on others, with phrases that were seen and with phrases that were not.
 
 # %%
-every_table = {m: claims.read(claims.folder_of(m)) for m in names()}
 spaces = {m: t["subspaces"] for m, t in every_table.items()
           if "pictures" in t.get("subspaces", {})}
 mapped = next((m for m in (net.name, *spaces) if m in spaces), None)

@@ -32,6 +32,7 @@ from ..text.roles import occurrences
 from .heads import Head, check_heads, head_masks
 from .patching import clean_trace
 from .sweep import spread, sweep
+from .token_exchange import rephrased
 
 Site = str | Head
 AXIS = "axis"
@@ -43,16 +44,15 @@ def turned(encoder: Encoder, prompts: Sequence[str]) -> dict[str, str]:
     tokens; if there are several, they take turns. Raises ValueError for a prompt without relation.
     """
     said = [f"red square is {phrase} blue circle" for phrase in PHRASES]
-    length = [row.count("relation") for row in encoder.encode(said).roles]
-    tokens = dict(zip(PHRASES, length))
+    tokens: dict[int | None, int] = {
+        k: row.count("relation") for k, row in enumerate(encoder.encode(said).roles)}
     found = {}
     for i, (prompt, own) in enumerate(zip(prompts, relations_said(prompts))):
-        start, end = next((s, e) for s, e, role in parse(prompt).spans if role == "relation")
-        spoken = " ".join(prompt[start:end].lower().split())
-        others = [phrase for phrase, relation in zip(PHRASES, PHRASE_RELATION)
-                  if relation not in (own, REVERSE[own]) and tokens[phrase] == tokens[spoken]]
+        spoken = tokens[parse(prompt).phrase]
+        others = [PHRASES[k] for k, relation in enumerate(PHRASE_RELATION)
+                  if relation not in (own, REVERSE[own]) and tokens[k] == spoken]
         if others:
-            found[prompt] = prompt[:start] + others[i % len(others)] + prompt[end:]
+            found[prompt] = rephrased(prompt, others[i % len(others)])
     return found
 
 

@@ -52,11 +52,12 @@ def donors(prompts: Sequence[str]) -> dict[str, list[str]]:
         phrases = [k for k, r in enumerate(PHRASE_RELATION) if r == relation and k != spoken]
         found["opposite"].append(restated(prompt, opposite))
         found["turned"].append(restated(prompt, others[(turn + relation) % len(others)]))
-        found["same"].append(_rephrased(prompt, PHRASES[phrases[turn % len(phrases)]]))
+        found["same"].append(rephrased(prompt, PHRASES[phrases[turn % len(phrases)]]))
     return found
 
 
-def _rephrased(prompt: str, phrase: str) -> str:
+def rephrased(prompt: str, phrase: str) -> str:
+    """The prompt, which says a relation, with another phrase in that one's place."""
     start, end = next((s, e) for s, e, role in parse(prompt).spans if role == "relation")
     return prompt[:start] + phrase + prompt[end:]
 
