@@ -249,36 +249,31 @@ At $t = 0.9$, half of the final gain is reached after
 
 # %%
 PARTS = {"axis": "axis", "side": "order"}
-def learned(name: str) -> dict[tuple[str, str], float]:
+def learned(run: pd.DataFrame) -> dict[tuple[str, str], float]:
     """Pictures to a tenth and to half of the last gain of a run, by part."""
-    run = pd.DataFrame(read_log(claims.folder_of(name) / "log.jsonl"))
-    run = run[run["text_gain"].notna()].set_index("images")
-    out = {}
+    scored, out = run[run["text_gain"].notna()], {}
     for part, kind in PARTS.items():
-        gain = gain_over_training(run, kind)["t = 0.9"]
+        gain = gain_over_training(scored, kind)["t = 0.9"]
         out |= {(part, said): crossing(gain, share * gain.iloc[-1])
                 for said, share in (("a tenth", 0.1), ("half", 0.5))}
     return out
 
-def learnt_relations(name: str) -> bool:
-    """Whether a run ends with half of its relations right."""
-    run = pd.DataFrame(read_log(claims.folder_of(name) / "log.jsonl"))
-    return run["loose"].dropna().iloc[-1] >= 0.5
-
-probed_runs = [n for n in names() if claims.unbiased(claims.folder_of(n))
-               and learnt_relations(n)]
-order_of_parts = pd.DataFrame({n: learned(n) for n in probed_runs}).T
+folders = {n: claims.folder_of(n) for n in names()}
+runs = {n: pd.DataFrame(claims.history(folder)).set_index("images")
+        for n, folder in folders.items() if claims.unbiased(folder)}
+order_of_parts = pd.DataFrame({n: learned(run) for n, run in runs.items()
+                               if run["loose"].dropna().iloc[-1] >= 0.5}).T
 order_of_parts.map("{:,.0f}".format)
 
 # %%
 def axis_first(share: str) -> str:
     """In how many runs the axis comes before the side, with Wilson's interval."""
     gap = order_of_parts["side", share] - order_of_parts["axis", share]
-    first, runs = int((gap > 0).sum()), len(gap)
-    low, high = wilson(first, runs)
-    return (f"- To {share} of its last gain, the axis comes first in {first} of {runs} "
-            f"runs [{low:.2f}, {high:.2f}], by {gap.min():+,.0f} to {gap.max():+,.0f} "
-            "pictures.")
+    first, count = int((gap > 0).sum()), len(gap)
+    low, high = wilson(first, count)
+    return (f"- To {share} of its last gain, the axis comes first in {first} of "
+            f"{count} runs [{low:.2f}, {high:.2f}], by {gap.min():+,.0f} to "
+            f"{gap.max():+,.0f} pictures.")
 
 Markdown("\n".join(map(axis_first, ("a tenth", "half"))))
 
