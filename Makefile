@@ -43,7 +43,7 @@ refresh: $(READY)
 	$(BIN)/spatial-circuits run-book --jobs $(JOBS) --in-place
 
 test: $(READY) $(STUDY_READY) browser slurm
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The pages are tested in Debian's Chromium, installed where that is possible; without one, those tests are skipped.
 browser:

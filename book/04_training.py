@@ -462,6 +462,64 @@ images/s. Resumed and uninterrupted weights are equal: **{equal}**.
 """)
 
 # %% [markdown]
+# ## What a step costs
+#
+# Half of a step are products of matrices with $8192 = 128 \cdot 64$ rows, one for each place of each picture. How much
+# of what the processor can do remains? The yardstick is one large product, timed before and after in the same run. The
+# figures were recorded by `make bench ARGS="--record book/speed.json"`, on one machine: as it is, and held to the
+# instructions of a processor without matrix units for bf16.
+
+# %%
+speed = json.loads(Path("speed.json").read_text())
+PARTS = ("batch", "forward", "backward", "optimizer", "ema", "step")
+def step_table(kind: dict) -> dict[tuple[str, str], float]:
+    """Milliseconds of each part of a training step: not compiled, compiled, as it is run."""
+    return {(how, part): 1000 * kind["benchmarks"][f"test_training_step[{how}]"][f"{part}_s"]
+            for how in ("eager", "compiled tanh", "compiled") for part in PARTS}
+
+costs = pd.DataFrame({name: step_table(kind) for name, kind in speed.items()})
+costs.unstack(0).loc[list(PARTS)].round(1)
+
+# %% [markdown]
+# Milliseconds of a step of 128 pictures, on two cores; medians. The optimizer is Muon on stacks of matrices, in the
+# format that is fast on the machine. The model is written with a GELU by tanh, which training computes by a sigmoid: the
+# same function, and cheaper where it is compiled.
+
+# %%
+RATES = {"training, as it is run": "test_training[compiled]",
+         "sampling, 1 picture": "test_sampling[1-plain]",
+         "sampling, batch 16": "test_sampling[16-plain]",
+         "sampling, batch 128": "test_sampling[128-plain]",
+         "sampling, batch 128, every head hooked": "test_sampling[128-hooked]"}
+def rates(kind: dict, key: str) -> dict[str, float]:
+    """One figure of every rate above."""
+    return {name: kind["benchmarks"][test][key] for name, test in RATES.items()}
+
+shown = {(key, name): rates(kind, field) for name, kind in speed.items()
+         for key, field in (("pictures a second", "images_per_s"),
+                            ("share of the matrix product", "share_of_gemm"))}
+pd.DataFrame(shown).sort_index(axis=1).style.format("{:.3g}")
+
+# %% [markdown]
+# Pictures a second, and the share of the rate of the matrix product (training: in the precision it uses; sampling: fp32).
+# Below is the start of a training of `rte` on the machine held to AVX2 and fp32, from its own log.
+
+# %%
+held = json.loads(Path("cold_start.json").read_text())
+cold = pd.DataFrame(held["log"]).set_index("images")
+good = crossing(cold["loose"].dropna(), 0.9 * best["loose"])
+minutes = np.interp(good, cold.index, cold["seconds"]) / 60
+before = {part: held[f"{part}_s"] / 60 for part in ("encoding", "compiling")}
+Markdown(f"""
+*Loose* passes .9 of its ceiling after {good:,.0f} pictures and {minutes:.1f} minutes of
+training, {held['judging_s'] / 60:.1f} of them for test pictures. Before the first step
+the command takes {before['compiling']:.1f} minutes to start and to compile the model,
+and on a machine that has trained nothing yet {before['encoding']:.1f} more to encode
+the scenes: {minutes + before['compiling']:.0f} minutes together, or
+{minutes + sum(before.values()):.0f} from a cold start.
+""")
+
+# %% [markdown]
 # ## What was tried, kept and dropped
 #
 # Each run below changed one thing against `biased` but the last, which is a variant of `noise-first`. The first four

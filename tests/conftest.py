@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, also for children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,6 +18,16 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")
+
+
+# Files that take minutes, the longest first: what comes last must be short, or one of several workers waits for it.
+LONG = ("test_notebooks.py", "test_site.py", "test_workflow.py", "test_study.py", "test_live_page.py", "test_study_text.py",
+        "test_scene_cache.py", "test_open_anywhere.py", "test_widgets.py", "test_chunks.py")
+
+
+def pytest_collection_modifyitems(items):
+    assert not [name for name in LONG if not (Path(__file__).parent / name).exists()]
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,7 +120,6 @@ def saved(tmp_path_factory, lively):
 @pytest.fixture(scope="session")
 def tiny(lively, rte, vae):
     """An untrained model, ready to sample: 2 layers of 2 heads of 8 dimensions. Nobody may change it."""
-    from pathlib import Path
 
     from spatial_circuits.model.noise import Noise
     from spatial_circuits.model.pipeline import Model

@@ -36,7 +36,8 @@ def small_book(folder: Path, url: str) -> Path:
 
 
 @pytest.mark.parametrize("owner, opens", [("OWNER", False), ("mine", True)])
-def test_pages_open_elsewhere_once_the_repository_has_an_address(tmp_path, owner, opens):
+def test_pages_open_elsewhere_once_the_repository_has_an_address(tmp_path, users_cache, monkeypatch, owner, opens):
+    users_cache(monkeypatch)  # the exported models of the live page
     html = small_book(tmp_path, f"https://github.com/{owner}/spatial-circuits").read_text()
     branch = yaml.safe_load((TOP / "_config.yml").read_text())["repository"]["branch"]
     links = (f"https://colab.research.google.com/github/{owner}/spatial-circuits/blob/{branch}/book/tour.ipynb",

