@@ -706,7 +706,7 @@ grown = {f"t = {t}": pd.DataFrame({name: near_noise(by_name[key], t)
                                    for name, key in lines_of.items()})
          for t in ("0.999", "0.9")}
 Captioned(lines({t: frame / frame.max().max() for t, frame in grown.items()},
-                "images seen", "order gain, over the largest", ylim=(-0.05, 1.05)),
+                "images seen", "order gain, over the largest", ylim=(None, 1.05)),
           "The jump: order gain of runs with and without the schedule.")
 
 # %%

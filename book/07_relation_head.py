@@ -559,7 +559,7 @@ if saved:
                 "signs that agree": ((ramp * tag_at) > 0).mean(axis=1),
                 "size of the tag": size / size.max()}
     circuit = pd.DataFrame(together).join(metrics, how="outer")
-    formed = Captioned(lines(circuit, "images seen", "", ylim=(-0.05, 1.05)),
+    formed = Captioned(lines(circuit, "images seen", "", ylim=(None, 1.05)),
                        "The circuit in the weights and the accuracy of the pictures: "
                        "mean cosine of the upright words, share of words whose ramp "
                        "and tag have the same sign, mean size of the tag as a share of "

@@ -81,7 +81,7 @@ def similar(m: str) -> bool:
     return claims.kind(claims.folder_of(m)) in ("random", "contextual")
 
 ratios = {net.name: ratio, **{m: t for m, t in recorded.items() if similar(m)}}
-Captioned(intervals(ratios, "loose relation as a share of T0", (0, 1.1)),
+Captioned(intervals(ratios, "loose relation as a share of T0", (0, None)),
           f"Loose relation for each wording as a share of that for T0. {net.name}: "
           f"{len(prompts)} prompts of this run; the other models as recorded with "
           "`spatial-circuits robustness`. No dot: the encoder does not know a word.",

@@ -120,8 +120,8 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
 def _moved_clear(note: Annotation, taken: Sequence[Bbox]) -> Bbox:
     """Put a note at the corner of its point where it covers least of what is taken; its box."""
     def box(corner: tuple[float, float]) -> Bbox:
-        sides = {"ha": "left" if corner[0] > 0 else "right", "va": "bottom" if corner[1] > 0 else "top"}
-        note.set(position=corner, **sides)
+        note.set(position=corner, ha="left" if corner[0] > 0 else "right",
+                 va="bottom" if corner[1] > 0 else "top")
         return note.get_window_extent()
     corners = [(x, y) for x in (4, -4) for y in (1, -1, 6, -6)]
     return box(min(corners, key=lambda corner: box(corner).count_overlaps(taken)))

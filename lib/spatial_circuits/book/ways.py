@@ -25,7 +25,8 @@ def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
 
 
 def token_read(name: str) -> str:
-    """The role of `explorer.READ_FROM` whose exchange turns most pictures (chapter 14), else the relation's."""
+    """The role of `explorer.READ_FROM` whose exchange turns most pictures (chapter 14), else the
+    relation's."""
     return read_from(claims.folder_of(name)) or "relation"
 
 
