@@ -81,7 +81,7 @@ class Explorer(w.VBox):
         self.parts = [w.Dropdown(options=o, layout={"width": "auto"}) for o in options]
         self.prompt = w.Text(value=prompt, description="prompt", continuous_update=False,
                              layout={"width": "32rem"})
-        self.seed = w.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed")
+        self.seed = w.IntText(value=seed, description="seed", continuous_update=False)
         self.layer, self.head = w.Dropdown(description="layer"), w.Dropdown(description="head")
         self.role = w.Dropdown(options=SAID, value="relation", description="word")
         self.step = w.IntSlider(min=1, max=STEPS, value=STEPS, description="step")
@@ -198,6 +198,8 @@ class Explorer(w.VBox):
         if self._offered is not bench:
             self._offer(bench)
         request = _, prompt, seed, change = self._request()
+        if not 0 <= seed < 2 ** 31:
+            raise ValueError(f"seed is {seed}; give a whole number from 0 to {2 ** 31 - 1}")
         if self.drawn and self.drawn.request == request:
             return
         changes = {"changed": change} if change != Change() else {}
