@@ -34,7 +34,7 @@ def modules(library: Path = LIBRARY) -> dict[str, Path]:
 def imports(name: str, source: str) -> set[str]:
     """The packages that a module (dotted name) of this source imports from, wherever it does so."""
     inside = f"spatial_circuits.{name}".rpartition(".")[0]
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             target = resolve_name("." * node.level + (node.module or ""), inside)

@@ -102,16 +102,16 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
     figure.draw_without_rendering()                    # from here on it is known where things lie
     every = pd.concat(groups)[["x", "y"]]
     span = (every.max() - every.min()) / 20
-    beyond = [Bbox.from_extents(-1e4, -1e4, ax.bbox.x0, 1e4),
-              Bbox.from_extents(ax.bbox.x1, -1e4, 1e4, 1e4)]
-    taken = 9 * beyond + [Bbox.from_bounds(*(xy - 4), 8, 8) for xy in ax.transData.transform(every)]
+    edges = 9 * [*ax.spines.values()] + ax.lines[-2:]  # the axes' ends count most
+    taken = [edge.get_window_extent() for edge in edges]
+    taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(every)]
     for line, frame in zip(ax.lines, groups.values()):
         labels: dict[tuple[float, float], list[str]] = {}
         for label, x, y in frame[["x", "y"]].itertuples():
             near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
             labels.setdefault(near[0] if near else (x, y), []).append(label)
         for point, names in labels.items():
-            note = ax.annotate(textwrap.fill(", ".join(names), 18), point, fontsize=7,
+            note = ax.annotate(textwrap.fill(", ".join(names), 18), point, (4, 1), fontsize=7,
                                textcoords="offset points", color=line.get_color(), in_layout=False)
             taken.append(_moved_clear(note, taken))
     return figure
