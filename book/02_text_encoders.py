@@ -34,6 +34,7 @@ from spatial_circuits.analyses.embeddings import (
 )
 from spatial_circuits.book.data_figures import token_roles
 from spatial_circuits.book.figures import ENCODER_COLORS, Captioned, bars, heatmaps
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims.claims import folder_of
 from spatial_circuits.data.captions import RELATIONS, captions
 from spatial_circuits.data.scenes import sample_scenes
@@ -144,10 +145,6 @@ parts.round(2)
 
 # %% tags=["remove-input"]
 paper, ours = parts.iloc[0], parts.iloc[-1]
-treated = " and its mean removed" if center else ", added as it is"
-relative = f"with base {base:,.0f}{treated}"
-own = "**not the paper's code**: it was changed so that order is easier to learn"
-changed = "the paper's own code" if (base, center) == (10_000, False) else own
 Markdown(f"""Of the paper's code, with norm {paper["norm"]:.1f}, a part of norm
 {paper["common"]:.1f} is common to all places and only {paper["specific"]:.1f} depends
 on the place: {paper["share"]:.0%} of the squared norm. Neighbouring places have cosine
@@ -155,9 +152,16 @@ on the place: {paper["share"]:.0%} of the squared norm. Neighbouring places have
 {(NORM / paper["specific"]) ** 2:.1f} times as much, in squared norm, as where it
 stands.
 
-The encoder of the model in this book has its code {relative}. It is {changed}:
-{ours["share"]:.0%} of the squared norm depends on the place, neighbours have cosine
+The code of the encoder of `{model}` has base {base:,.0f} (its mean removed: {center});
+{ours["share"]:.0%} of its squared norm depends on the place, neighbours have cosine
 {ours["neighbour"]:.2f}.""")
+
+# %% tags=["remove-input"]
+verdict({"It is the paper's own code, with base 10,000 and added as it is":
+         (base, center) == (10_000, False)})
+
+# %% [markdown]
+# Another base, and a mean that is removed, make order easier to learn.
 
 # %% [markdown]
 # That order is weak in the input is no proof that it is slow to learn. The experiments of chapter 4 take that up: a model on

@@ -31,6 +31,7 @@ from spatial_circuits.analyses.synopsis import (
 from spatial_circuits.book.figures import Captioned, lines
 from spatial_circuits.book.head_figures import attention_rows, head_grid
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims.judges import APART
 from spatial_circuits.data.captions import ROLES, parse
 from spatial_circuits.data.metrics import prompt_set
@@ -172,22 +173,30 @@ pd.concat({score: shown(rows.head(6)) for score, rows in TOP.items()},
 
 # %%
 SURE = {score: rows[rows["p"] < 0.05] for score, rows in TOP.items()}
-def apart(score: str) -> str:
-    """Whether the best head stands apart from the second by this score, in words."""
+def first_two(score: str) -> str:
+    """The best head by a score, and the next."""
     a, b = TOP[score].iloc[0], TOP[score].iloc[1]
-    verb = "does not stand apart from"
-    if a["mean"] >= APART * b["mean"]:
-        verb = f"has at least {APART:g} times the score of"
-    return (f"**{a['name']}** ({a['mean']:.2f} [{a['low']:.2f}, {a['high']:.2f}]) "
-            f"{verb} {b['name']} ({b['mean']:.2f})")
+    return (f"**{a['name']}** ({a['mean']:.2f} [{a['low']:.2f}, {a['high']:.2f}]), "
+            f"then {b['name']} ({b['mean']:.2f})")
+
+def alone(score: str) -> bool:
+    """Whether the best head passes the test and stands apart from the next."""
+    a, b = TOP[score].iloc[0], TOP[score].iloc[1]
+    return bool(a["mean"] >= APART * b["mean"] and a["p"] < 0.05)
 
 Markdown(f"""
-Object: {apart('object')}. Relation: {apart('relation')}. {len(SURE['relation'])} heads
-pass the test for the relation ({', '.join(SURE['relation']['name']) or 'none'}),
-{len(SURE['object'])} for the shapes. The smallest possible p is
-{len(heads_of(net)) / 2001:.3f}, the number of heads over that of shuffles. A small p
-says that a head tells the words apart, not that it matters: compare the scores.
+Object: {first_two('object')}. Relation: {first_two('relation')}.
+{len(SURE['relation'])} heads pass the test for the relation
+({', '.join(SURE['relation']['name']) or 'none'}), {len(SURE['object'])} for the shapes.
+The smallest possible p is {len(heads_of(net)) / 2001:.3f}, the number of heads over
+that of shuffles. A small p says that a head tells the words apart, not that it matters:
+compare the scores.
 """)
+
+# %%
+verdict({f"One head stands out for the {said}: it passes the test, and has at least "
+         f"{APART:g} times the score of the next": alone(score)
+         for score, said in (("object", "shapes"), ("relation", "relation"))})
 
 # %% [markdown]
 # ## Is it the definition?
@@ -210,13 +219,16 @@ choice
 
 # %%
 firsts = {score: sorted({row.split()[0] for row in choice[score]}) for score in TOP}
-same = {score: "the same head leads under all of them" if len(set(f)) == 1
-        else f"the lead depends on it ({', '.join(f)})" for score, f in firsts.items()}
 Markdown(f"""
-For the object score {same['object']}; for the relation {same['relation']}. The maximum
-over steps, taken picture by picture, is never below the mean and rewards a head that
-looks at the right word once. The rest of the book uses *per token, mean*.
+Heads that lead under one of them: for the object score {', '.join(firsts['object'])},
+for the relation {', '.join(firsts['relation'])}. The maximum over steps, taken picture
+by picture, is never below the mean and rewards a head that looks at the right word
+once. The rest of the book uses *per token, mean*.
 """)
+
+# %%
+verdict({"The lead does not hang on the definition, by either score":
+         all(len(heads) == 1 for heads in firsts.values())})
 
 # %% [markdown]
 # ## Several relation heads, one for each axis?
@@ -244,12 +256,16 @@ best = by_relation.idxmax(axis=1)
 Markdown(f"""
 Looked at relation by relation, the most attentive head is
 {'; '.join(f"{h} for {', '.join(best.index[best == h])}" for h in dict.fromkeys(best))}.
-{'No single head serves all relations.' if best.nunique() > 1 else
-'One head serves all relations.'} An average over all prompts hides this division. The
-score also divides by the length of the phrase, so that a head which reads one word of
-"to the left of" and ignores the other three is counted at a quarter of what it does;
-[chapter 7](07_relation_head.ipynb) goes to single words.
 """)
+
+# %%
+verdict({"The heads share the relations among them: one head is the most attentive for "
+         "some, another for others": best.nunique() > 1})
+
+# %% [markdown]
+# An average over all prompts would hide such a division. The score also divides by the length of the phrase, so that a head
+# which reads one word of "to the left of" and ignores the other three is counted at a quarter of what it does;
+# [chapter 7](07_relation_head.ipynb) goes to single words.
 
 # %% [markdown]
 # ## Colours
@@ -290,17 +306,22 @@ crossed = panels["object 2 → colour1"]
 across = divmod(int(crossed.argmax()), crossed.shape[1])
 own_most = float(panels["object 2 → colour2"].max())
 listed = ", ".join(f"{h} ({m:+.2f})" for h, m in zip(turned["name"], turned["mean"]))
-doubt = ("In this data the two colours always differ, so that the first colour word "
-         "tells both colours: it looks as if the model made use of that.")
 Markdown(f"""
 The leading colour head is {any_colour.loc[order[0], 'name']} with
 {any_colour.loc[order[0], 'mean']:.2f} of the objects' attention on colour words. Heads
 that look at the *other* object's colour more than at their own:
 {listed or 'none'}. Object 2 looks at the colour of object 1 with
 {float(crossed.max()):.2f} in {head_name(*across)}, and at its own colour with
-{own_most:.2f} at most in any head. {doubt if float(crossed.max()) > own_most else ''}
-[Chapter 8](08_object_head.ipynb) tests it.
+{own_most:.2f} at most in any head.
 """)
+
+# %%
+verdict({"Object 2 looks more at the colour of object 1 than at its own, in the heads "
+         "that do so most": float(crossed.max()) > own_most})
+
+# %% [markdown]
+# In this data the two colours always differ, so that the first colour word tells both colours. Whether a model makes use of
+# that is tested in [chapter 8](08_object_head.ipynb).
 
 # %% [markdown]
 # ## Over the steps
@@ -357,15 +378,14 @@ Captioned(head_grid(ends, "share of attention", columns=3, tall=0.75),
 
 # %%
 resting = [h for h in heads_of(net) if min(float(e[h]) for e in ends.values()) > 0.5]
-fourth = (SURE["relation"]["name"].iloc[-1] if len(SURE["relation"]) > 1
-          else "the last of them")
+weakest = ", ".join(SURE["relation"]["name"].tail(1)) or "none"
 Markdown(f"""
 {len(resting)} of {len(heads_of(net))} heads give the end token more than half of their
 attention from every place. The token is the same in every prompt (but for its
 position), so they can learn little from it: it is where a head goes that has nothing to
 read. The opposite error is as easy. Of the {len(SURE['relation'])} heads that pass the
-test for the relation, some may do nothing with it; {fourth}, the weakest of them, is a
-candidate. Only an intervention can tell, and [chapter 9](09_ablation.ipynb) makes it.
+test for the relation, some may do nothing with it; a candidate is the weakest of them
+({weakest}). Only an intervention can tell, and [chapter 9](09_ablation.ipynb) makes it.
 """)
 
 # %% [markdown]
@@ -382,27 +402,28 @@ records.checked().round(3)
 # ## What was established
 
 # %%
-alone = {s: TOP[s]["mean"].iloc[0] >= APART * TOP[s]["mean"].iloc[1]
-         and TOP[s]["p"].iloc[0] < 0.05 for s in TOP}
-word = {True: "holds", False: "does not hold"}
+def leading_four(score: str) -> str:
+    """The four best heads by a score."""
+    rows = TOP[score][["name", "mean"]].head(4).itertuples(index=False)
+    return ", ".join(f"{name} {mean:.2f}" for name, mean in rows)
+
 Markdown(f"""
-- That one head stands out for the shapes **{word[alone['object']]}**:
-  {TOP['object']['name'].iloc[0]} scores {TOP['object']['mean'].iloc[0]:.2f}, the next
-  {TOP['object']['mean'].iloc[1]:.2f}.
-- That one head stands out for the relation **{word[alone['relation']]}**:
-  {', '.join(f"{h} {m:.2f}" for h, m in
-  TOP['relation'][['name', 'mean']].head(4).itertuples(index=False))}.
-  {'They share the work by direction.' if best.nunique() > 1 else ''}
+- Leading heads for the shapes: {leading_four('object')}; for the relation:
+  {leading_four('relation')}.
 - At step 0 the first relation head gives the relation
   {curves['1 → relation'][head_name(*r)][0]:.2f} of its attention from the place where
   object 1 will be, and the object head gives the own shape
   {curves['own shape'][head_name(*o)][0]:.2f}.
 - For colours the most attentive head is {any_colour.loc[order[0], 'name']}.
-
-Not established: that any of these heads is *used*; what it writes; and why the
-attention is where it is before there is a picture. The last is the next chapter's
-question.
 """)
+
+# %%
+verdict({"C5, one head stands out for the shapes": alone("object"),
+         "C5, one head stands out for the relation": alone("relation")})
+
+# %% [markdown]
+# Not established: that any of these heads is *used*; what it writes; and why the attention is where it is before there is a
+# picture. The last is the next chapter's question.
 
 # %% [markdown]
 # ## Exercise

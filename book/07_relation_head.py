@@ -40,6 +40,7 @@ from spatial_circuits.analyses.weight_maps import (
 from spatial_circuits.book.figures import Captioned, heatmaps, lines, maps
 from spatial_circuits.book.head_figures import attention_rows, head_grid, scatter
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.data.captions import PHRASES, parse
 from spatial_circuits.data.metrics import prompt_set, score
 from spatial_circuits.data.scenes import OFFSETS, RELATIONS
@@ -127,13 +128,9 @@ def varies(word: str) -> float:
                      if word in row])
     return float((x - x.mean(0)).square().sum() / x.square().sum())
 
-def verdict(statement: str, holds: bool) -> Markdown:
-    """A statement set apart, and what this run says of it."""
-    return Markdown(f"> {statement}: **{'holds' if holds else 'does not hold'}**.")
-
 most = max(varies(w) for w in best.index)
-verdict(f"The mean is the word: at most {100 * most:.1f} % changes, less than 5 %",
-        most < 0.05)
+verdict({f"The mean is the word: at most {100 * most:.1f} % changes, less than 5 %":
+         most < 0.05})
 
 # %%
 vectors = words(dit, encoder, prompts)
@@ -265,12 +262,11 @@ Words: {len(right)}. Prompts: {len(told)}. The constant has a norm of
 
 # %%
 enough = by_query["apart"] > 0.8
-display(verdict("No picture is needed: the mean stream keeps the halves apart by more "
-                "than .8 of the real one", enough["mean stream"]))
-display(verdict("The bare position embedding is enough for that",
-                enough["position"]))
-display(verdict("The position embedding and one constant are enough for that",
-                enough["position + constant"]))
+verdict({"No picture is needed: the mean stream keeps the halves apart by more than .8 "
+         "of the real one": enough["mean stream"],
+         "The bare position embedding is enough for that": enough["position"],
+         "The position embedding and one constant are enough for that":
+         enough["position + constant"]})
 
 # %%
 steps = [0, 1, 2, 4, 6, 8, 10, 13]
@@ -387,8 +383,8 @@ The reader is {head_name(*receiver)}, with a mean effect of
 """)
 
 # %%
-verdict(f"It is the head that the synopsis calls the object head, {by_object}",
-        by_object == head_name(*receiver))
+verdict({f"It is the head that the synopsis calls the object head, {by_object}":
+         by_object == head_name(*receiver)})
 
 # %%
 def signs(head: tuple[int, int]) -> pd.DataFrame:
@@ -429,12 +425,11 @@ table.round(1)
 every = pd.concat(points)
 large = every[every["x"].abs() > screen["control"].median()]
 agree = (large["x"] * large["y"] > 0)
-display(verdict("What a relation head writes works as a tag: ramp and tag have the "
-                f"same sign for {int(agree.sum())} of {len(agree)} pairs of head and "
-                "word whose ramp is larger than the median control, more than .8",
-                agree.mean() > 0.8))
-display(verdict(f"Each of the {len(turned)} words whose ramp is the wrong way round "
-                "writes the tag of shape 2", (own[turned] < 0).all()))
+verdict({"What a relation head writes works as a tag: ramp and tag have the same sign "
+         f"for {int(agree.sum())} of {len(agree)} pairs of head and word whose ramp is "
+         "larger than the median control, more than .8": agree.mean() > 0.8,
+         f"Each of the {len(turned)} words whose ramp is the wrong way round writes "
+         "the tag of shape 2": (own[turned] < 0).all()})
 
 # %% [markdown]
 # ## All phrases at once
@@ -564,7 +559,7 @@ if saved:
                 "signs that agree": ((ramp * tag_at) > 0).mean(axis=1),
                 "size of the tag": size / size.max()}
     circuit = pd.DataFrame(together).join(metrics, how="outer")
-    formed = Captioned(lines(circuit, "images seen", "", ylim=(-0.05, 1.05)),
+    formed = Captioned(lines(circuit, "images seen", "", ylim=(None, 1.05)),
                        "The circuit in the weights and the accuracy of the pictures: "
                        "mean cosine of the upright words, share of words whose ramp "
                        "and tag have the same sign, mean size of the tag as a share of "
@@ -597,9 +592,8 @@ crossed.rename_axis("first below 0")
 # %%
 early = {k: c.index[c > 0.5].min() for k, c in curves.items()}
 before = bool(saved) and early["ramp of upright words"] < early["loose"]
-order = verdict("The weights show the ramp before the pictures show the relation",
-                before)
-order if saved else Markdown("No snapshots.")
+verdict({"The weights show the ramp before the pictures show the relation":
+         before if saved else None})
 
 # %% [markdown]
 # ## What was established

@@ -29,6 +29,7 @@ from spatial_circuits.analyses.weight_maps import (
 from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
 from spatial_circuits.book.head_figures import attention_rows, head_grid
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.data.captions import ROLES, parse
 from spatial_circuits.data.detect import detect
 from spatial_circuits.data.metrics import prompt_set
@@ -49,7 +50,8 @@ prompts = prompt_set("264")[:44] if full else prompt_set("264")[:5]
 # ## The heads
 #
 # The synopsis of [chapter 6](06_synopsis.ipynb), read from its record, finds the object head by its score, and the colour
-# heads by the objects' attention on colour words: those with at least half as much as the first.
+# heads by the objects' attention on colour words: those with at least half as much as the first. Where none looks at these
+# words, they are only the first of a list.
 
 # %%
 some, per_prompt = (prompt_set("96"), 4) if full else (prompt_set("96")[:6], 1)
@@ -67,14 +69,15 @@ colours = sorted((h for h in strength if strength[h] >= max(strength.values()) /
                  key=lambda h: -strength[h])
 coloured = strength[colours[0]] > 0.1
 listed = ", ".join(f"{head_name(*h)} ({strength[h]:.2f})" for h in colours)
-none = (f"No head looks at the colour words: {head_name(*colours[0])} does most, with "
-        f"{strength[colours[0]]:.3f}. What is said about colour heads below is about "
-        "heads that only come first in a list.")
 Markdown(f"""
 Object head: **{head_name(*head)}**, score {top['mean'][0]:.2f}; the next,
-{top['name'][1]}, has {top['mean'][1]:.2f}.
-{f"Colour heads: {listed}." if coloured else none}
+{top['name'][1]}, has {top['mean'][1]:.2f}. Colour heads, and the attention of the
+objects on colour words there: {listed}.
 """)
+
+# %%
+verdict({"A head looks at the colour words: the first has more than .1 of the objects' "
+         "attention": coloured})
 
 # %% [markdown]
 # ## The map
@@ -159,25 +162,33 @@ nearest = [int((ours.log() - t.log()).abs().argmin()) for t in theirs]
 own = narrow["own object"]
 late = own[nearest[4]:nearest[8] + 1].mean()
 def first_below(curve: pd.Series, level: float) -> str:
-    """The first step at which a curve is below a level, in words."""
+    """The first step at which a curve is below a level; a dash if there is none."""
     low = curve.index[curve < level]
-    return f"step {low[0]}" if len(low) else "no step"
+    return str(low[0]) if len(low) else "-"
 
+rest = narrow["rest of its half"]
+contrast = own / rest
 Markdown(f"""
 The paper's steps 4 to 8 are as noisy as our steps {nearest[4]} to {nearest[8]} (signal
 to noise {theirs[4]:.2f} to {theirs[8]:.2f}). In that window {head_name(*head)} gives
-the right shape {late:.2f} from the object's place. But it does so with {own[0]:.2f} at
-step 0 already, at a ratio of {ours[0]:.3f}; the largest value is {own.max():.2f} (step
-{own.idxmax()}). Below half it falls at {first_below(own, 0.5)}, and in the rest of the
-half at {first_below(narrow['rest of its half'], 0.5)}.
-
-That it acts *later* {'holds' if own[0] < own.max() / 2 else 'does not hold'} for this
-model. What comes later is the narrowing: object over rest of its half is
-{own[0] / narrow['rest of its half'][0]:.1f} at step 0 and
-{own[nearest[8]] / narrow['rest of its half'][nearest[8]]:.1f} at step {nearest[8]}.
-"Later" holds for the order within a step: the head lies in layer {head[0]} and reads
-what the layers before it have written.
+the right shape {late:.2f} from the object's place; at step 0, at a ratio of
+{ours[0]:.3f}, it gives {own[0]:.2f}, and {own.max():.2f} at most (step
+{own.idxmax()}). First step below half (a dash: none): {first_below(own, 0.5)} at the
+object's place, {first_below(rest, 0.5)} in the rest of its half. The object's place has
+{contrast[0]:.1f} times the attention of the rest of its half at step 0, and
+{contrast[nearest[8]]:.1f} times at step {nearest[8]}.
 """)
+
+# %%
+acts_late = own[0] < own.max() / 2
+narrows = contrast[nearest[8]] > contrast[0]
+verdict({"The object head acts later: at step 0 its own shape has less than half of "
+         "the attention that it has at most": acts_late,
+         "What comes later is that the map narrows, from half of the picture toward "
+         "the object": narrows})
+
+# %% [markdown]
+# Within a step "later" holds in any case: the head reads what the layers before its own have written.
 
 # %% [markdown]
 # ## What it goes by
@@ -200,19 +211,23 @@ goes_by = pd.DataFrame({f"step {s}": {f: agreement(f, s) for f in PROMPT_FACTORS
 goes_by.round(2)
 
 # %%
-turns = goes_by.loc["relation", "step 0"]
-noticed = {True: "does not notice", False: "notices"}
+turns, other_shape, other_colours = goes_by["step 0"].loc[["relation", "shape",
+                                                           "colour"]]
 Markdown(f"""
-With the opposite relation the map
-{'turns round' if turns < -0.5 else 'does not turn round'} at step 0 ({turns:+.2f}),
-when the two runs see the very same noise. Another first shape leaves it at
-{goes_by.loc['shape', 'step 0']:+.2f} and other colours at
-{goes_by.loc['colour', 'step 0']:+.2f}: at that step the head
-{noticed[bool(goes_by.loc['shape', 'step 0'] > 0.9)]} *which* shape is to be placed and
-{noticed[bool(goes_by.loc['colour', 'step 0'] > 0.9)]} the colour; it goes by the order
-of the words and the relation. Later values also reflect that the pictures have drifted
-apart.
+At step 0, when the two runs see the very same noise, the opposite relation leaves a
+correlation of {turns:+.2f}, another first shape {other_shape:+.2f}, other colours
+{other_colours:+.2f}. Later values also reflect that the pictures have drifted apart.
 """)
+
+# %%
+verdict({"With the opposite relation the map turns round at step 0 (below −.5)":
+         turns < -0.5,
+         "At that step the head does not notice *which* shape is to be placed (above "
+         ".9)": other_shape > 0.9,
+         "Nor does it notice the colours (above .9)": other_colours > 0.9})
+
+# %% [markdown]
+# Where all three hold, the head goes by the relation and the order of the words, and not by what they name.
 
 # %% [markdown]
 # ## What it writes
@@ -262,19 +277,20 @@ def explained(h: tuple[int, int], kind: str) -> float:
 ratio = float(apart["between shapes"][head] / apart["between colours"][head])
 of_shapes = apart["between shapes"]
 largest = divmod(int(of_shapes.argmax()), of_shapes.shape[1])
-lead = ("the largest distance of all heads" if largest == head else
-        f"while {head_name(*largest)} has the largest, {float(of_shapes[largest]):.1f}")
 Markdown(f"""
-{head_name(*head)} keeps shapes {float(apart['between shapes'][head]):.1f} apart
-({lead}) and colours {float(apart['between colours'][head]):.1f}: a ratio of
-{ratio:.0f}. Of the variance of what it writes for shape tokens,
+{head_name(*head)} keeps shapes {float(of_shapes[head]):.1f} apart and colours
+{float(apart['between colours'][head]):.1f}: a ratio of {ratio:.0f}. The largest
+distance between shapes is {float(of_shapes[largest]):.1f}, at {head_name(*largest)}. Of
+the variance of what {head_name(*head)} writes for shape tokens,
 {explained(head, 'shape'):.1%} is between the three shapes and
-{explained(head, 'place'):.1%} between first and second place in the sentence.
-{'So it copies the shape and drops the rest.' if explained(head, 'shape') > 0.9 else
-'So there is more in it than the shape.'} Other heads would keep shapes apart as well,
-if they attended to them: weights say what a head could write, attention whether it
-does.
+{explained(head, 'place'):.1%} between first and second place in the sentence. Other
+heads would keep shapes apart as well, if they attended to them: weights say what a head
+could write, attention whether it does.
 """)
+
+# %%
+verdict({"It copies the shape and drops the rest: more than .9 of the variance is "
+         "between shapes": explained(head, "shape") > 0.9})
 
 # %% [markdown]
 # Both together: what a head really writes at each place and step, $\sum_j A_{ij} W_o (W_v\,\mathrm{MLP}(e_j) + b_v)$, and how much of it changes with
@@ -297,18 +313,20 @@ written = pd.DataFrame({(head_name(*h), f"step {s}"): moved(h, s)
 written.round(2)
 
 # %%
-object_row = written.loc[(head_name(*head), "step 0")]
-only = object_row["colour"] < object_row["shape"] / 4
+object_row, colour_row = (written.loc[(head_name(*h), "step 0")]
+                          for h in (head, colours[0]))
 Markdown(f"""
 What {head_name(*head)} writes at step 0 changes by {object_row['shape']:.2f} with one
-of the shapes, by {object_row['relation']:.2f} with the relation, since that decides
-which shape goes where, and by {object_row['colour']:.2f}
-with the colours. That it carries *shape only*
-{'holds, or rather shape *and place*, for the relation is in the map' if only else
-'does not hold'}. The first colour head, {head_name(*colours[0])}, changes by
-{written.loc[(head_name(*colours[0]), 'step 0'), 'colour']:.2f} with the colours and by
-{written.loc[(head_name(*colours[0]), 'step 0'), 'shape']:.2f} with a shape.
+of the shapes, by {object_row['relation']:.2f} with the relation, which decides which
+shape goes where, and by {object_row['colour']:.2f} with the colours. The first colour
+head, {head_name(*colours[0])}, changes by {colour_row['colour']:.2f} with the colours
+and by {colour_row['shape']:.2f} with a shape.
 """)
+
+# %%
+only = object_row["colour"] < object_row["shape"] / 4
+verdict({"The object head carries shape and place only: with the colours it changes by "
+         "less than a quarter of what it does with a shape": only})
 
 # %% [markdown]
 # ## The colour heads
@@ -335,18 +353,22 @@ own_of_lead = looks.loc[head_name(*colours[0]), "own minus other"]
 right_sign = [h for h in others if looks.loc[h, "writes"] * own_of_lead < 0]
 at_one = [head_name(*h) for h in colours
           if to_colour[h][:, 0].sum() > to_colour[h][:, 1].sum()]
-trick = """In this data the two colours always differ, so that one word is enough, and
-the model has learned just that. It is the same trick as the relation's tag: where to
-look and what to write can change sign together."""
-crosswise = f"""{' and '.join(others)} look at it from object 2, whose colour it is not,
-and {len(right_sign)} of these {len(others)} write the opposite of what
-{head_name(*colours[0])} writes: seen from object 2, *red* means blue."""
 Markdown(f"""
-{', '.join(at_one) or 'None'} of the {len(colours)} colour heads look at the *first*
-colour word more than at the second.
-{crosswise if others else 'Each object looks at its own colour.'}
-{trick if others and len(right_sign) == len(others) else ''}
-""" if coloured else "No head looks at the colour words enough to say which.")
+Colour heads: {len(colours)}. More at the *first* colour word than at the second look
+{len(at_one)} ({', '.join(at_one) or 'none'}). More at the *other* object's colour, by
+more than .1, look {len(others)} ({', '.join(others) or 'none'}), of which
+{len(right_sign)} write the opposite of what {head_name(*colours[0])} writes.
+""")
+
+# %%
+crosswise = coloured and bool(others) and len(right_sign) == len(others)
+verdict({"Colours are read crosswise: some head looks at the other object's colour, "
+         "and all that do write the opposite of it, so that *red* means blue":
+         crosswise})
+
+# %% [markdown]
+# In this data the two colours always differ, so that one word is enough for both. To read crosswise and write the opposite would
+# be the same trick as the relation's tag: where to look and what to write can change sign together.
 
 # %% [markdown]
 # ## A contradiction
@@ -402,14 +424,17 @@ twice, left_out = outcomes.loc["the same twice"], outcomes.iloc[1:]
 one, two = left_out["object 1"].iloc[0], left_out["object 2"].iloc[1]
 Markdown(f"""
 Told to paint both in one colour, the model paints object 1 as told in
-{twice['object 1']:.0%} of {twice['pictures']:.0f}
-pictures and object 2 in {twice['object 2']:.0%}; the colours differ in
-{twice['colours differ']:.0%}. The first word
-{'decides' if twice['object 1'] - twice['object 2'] > 0.5 else 'does not decide alone'}.
-With the first colour unsaid, object 1 gets the one that is left in {one:.0%}; with the
-second unsaid, object 2 in {two:.0%}{': the second word is used when there is no first'
-if one > 0.9 else ''}.
+{twice['object 1']:.0%} of {twice['pictures']:.0f} pictures and object 2 in
+{twice['object 2']:.0%}; the colours differ in {twice['colours differ']:.0%}. With the
+first colour unsaid, object 1 gets the one that is left in {one:.0%}; with the second
+unsaid, object 2 in {two:.0%}.
 """)
+
+# %%
+by_first = twice["object 1"] - twice["object 2"] > 0.5
+verdict({"The first colour word decides both colours: of two equal ones it is obeyed "
+         "more often than the second, by more than .5": by_first,
+         "The second is used where there is no first, in more than .9": one > 0.9})
 
 # %% [markdown]
 # ## What was established
@@ -418,23 +443,23 @@ if one > 0.9 else ''}.
 names = ", ".join(head_name(*h) for h in colours)
 Markdown(f"""
 - {head_name(*head)} attends from the place of object k to shape k with {own[0]:.2f} at
-  step 0. That it acts later, at steps 4 to 8,
-  **{'holds' if own[0] < own.max() / 2 else 'does not hold'}** here; what happens later
-  is that the map narrows from half the picture to the object.
-- It goes by relation and word order: with the opposite relation its map
-  {'turns round' if turns < -0.5 else 'does not turn round'} ({turns:+.2f}) while
-  nothing but noise is there.
-- That it carries shape only **{'holds' if only else 'does not hold'}**: its writes lie
-  {ratio:.0f} times as far apart between shapes as between colours.
-- {f"The colour words are read by other heads ({names})" if coloured else
-  'No head reads the colour words themselves'}. Both colours
-  {'follow from the first word alone' if twice['object 1'] - twice['object 2'] > 0.5
-  else 'do not follow from the first word alone'}: of two equal colour words the first
-  is obeyed in {twice['object 1']:.0%}, the second in {twice['object 2']:.0%}.
-
-Not established: that the pictures depend on these heads. That is [chapter
-9](09_ablation.ipynb).
+  step 0, before anything can be seen, and {own.max():.2f} at most. The object's place
+  has {contrast[0]:.1f} times the attention of the rest of its half at step 0,
+  {contrast[nearest[8]]:.1f} times at step {nearest[8]}.
+- With the opposite relation its map at step 0 has a correlation of {turns:+.2f} with
+  what it was, while nothing but noise is there.
+- Its writes lie {ratio:.0f} times as far apart between shapes as between colours.
+- Colour words are read most by {names}. Of two equal colour words the first is obeyed
+  in {twice['object 1']:.0%}, the second in {twice['object 2']:.0%}.
 """)
+
+# %%
+verdict({"C7, *acts later*, at steps 4 to 8": acts_late,
+         "C7, *carries shape only*, place aside": only,
+         "Both colours follow from the first colour word": by_first})
+
+# %% [markdown]
+# Not established: that the pictures depend on these heads. That is [chapter 9](09_ablation.ipynb).
 
 # %% [markdown]
 # ## Exercise

@@ -41,6 +41,7 @@ from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.book.figures import Captioned, intervals
 from spatial_circuits.book.head_figures import head_grid, heat_tables
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
 from spatial_circuits.model.sampler import STEPS
@@ -87,6 +88,8 @@ def on_grid(column: pd.Series) -> torch.Tensor:
 # object head's query $q$ must turn to the opposite prompt's query $q'$ by at least a tenth,
 #
 # $$\frac{\langle q_{z_h \leftarrow z_h'} - q,\ q' - q \rangle}{\lVert q' - q \rVert^2} \ge 0.1 .$$
+#
+# Looking is not doing: a head may look at the relation as much as these and turn the query by less.
 
 # %%
 relation, reader, scores = records(
@@ -99,12 +102,11 @@ scores.rename(columns=named).head(6).round(3)
 # %%
 rest = scores.drop([head_name(*h) for h in relation])
 idle = rest[rest["turns"] < 0.1].head(1)
-looking = [f"{h} has {r['relation'] / scores['relation'].max():.0%} of the best "
-           f"relation score, but turns only {r['turns']:.0%} of the object head's "
-           "query: looking is not doing." for h, r in idle.iterrows()]
+looking = [f"{h}, with {r['relation'] / scores['relation'].max():.0%} of the best "
+           f"score and {r['turns']:.0%} of the query" for h, r in idle.iterrows()]
 Markdown(f"""
-Relation heads: {listed(relation)}; object head: {head_name(*reader)}.
-{"".join(looking)}
+Relation heads: {listed(relation)}; object head: {head_name(*reader)}. First of the
+heads that look and turn less than a tenth: {"".join(looking) or "none"}.
 """)
 
 # %% [markdown]
@@ -168,31 +170,34 @@ before = found["mean"].loc[INTACT, "mean"]
 top, obj = head_name(*relation[0]), head_name(*reader)
 alone, eye = found["mean"].loc[top], found["mean"].loc[obj]
 lost = max(0.0, -alone.loc["loose", "change"] / before["loose"])
-drawn = "holds" if eye.loc["shape", "change_high"] < 0 else "does not hold"
-single_head = "holds" if lost >= 1 / 3 else "does not hold, as stated,"
 rest = worst("loose").drop(obj)
 hurt = [h for h, row in rest.iterrows() if row["change_high"] < 0]
 zeroed = found["zero"].xs("loose", level="metric").drop([INTACT, obj])["change"]
 Markdown(f"""
 Without **{obj}**, the object head, shape goes from {before['shape']:.2f} to
 {eye.loc['shape', 'mean']:.2f} ({change(eye.loc['shape'])}; the paper's falls by .14)
-and colour from {before['color']:.2f} to {eye.loc['color', 'mean']:.2f}. **For the
-object head the claim {drawn}.** Loose falls with shape, since a picture without the
-right shapes cannot be right.
+and colour from {before['color']:.2f} to {eye.loc['color', 'mean']:.2f}. Where shape
+falls, loose falls with it, since a picture without the right shapes cannot be right.
 
 Without **{top}**, the head with the best relation score, loose goes from
 {before['loose']:.2f} to {alone.loc['loose', 'mean']:.2f} ({change(alone.loc['loose'])})
 and shape from {before['shape']:.2f} to {alone.loc['shape', 'mean']:.2f}. That is
-{lost:.0%} of loose, where the paper's head cost half. **For a single relation head the
-claim {single_head} on this model.**
+{lost:.0%} of loose, where the paper's head cost half.
 
-Among all heads but the object head, {len(hurt) or 'none'}
-{'has' if len(hurt) == 1 else 'have'} a loss of loose whose interval excludes
-zero{' (' + ', '.join(hurt) + ')' if hurt else ''}; the largest change is
+Heads but the object head with a loss of loose whose interval excludes zero:
+{len(hurt)} ({', '.join(hurt) or 'none'}). The largest change is
 {rest['change'].min():+.2f} with means and {zeroed.min():+.2f} ({zeroed.idxmin()}) with
 zeros. {len(prompts)} prompts with one picture each do not show losses of a few
 hundredths.
 """)
+
+# %%
+single_heads = {
+    "C9, for the object head: without it shape falls, its interval below 0":
+    eye.loc["shape", "change_high"] < 0,
+    "C9, for a single relation head: without it a third of loose is lost":
+    lost >= 1 / 3}
+verdict(single_heads)
 
 # %% [markdown]
 # ## Several relation heads at once
@@ -239,26 +244,27 @@ kept = here.loc["shape", "mean"] / intact["shape"]
 null = joint.xs("loose", level="metric").filter(like="random", axis=0)["change"]
 wrong = {k: joint.loc[k, "mean"]["unique_binding"] - joint.loc[k, "mean"]["loose"]
          for k in (INTACT, final)}
-verdict = "does not hold"
-if share >= 1 / 3:
-    verdict = ("holds, with shapes kept" if kept > 0.8
-               else "does not hold, since shapes are lost too")
-elif most >= 1 / 3:
-    verdict = "is open: a third lies within the interval"
-placeless = ("objects without a place lose their shape as well"
-             if everyone.loc["shape", "change_high"] < 0 else "shapes are still drawn")
 Markdown(f"""
 Without {listed(gone)} together, loose goes from {intact['loose']:.2f} to
 {here.loc['loose', 'mean']:.2f} ({change(here.loc['loose'])}, {len(many)} prompts):
 {share:.0%} [{least:.0%}, {most:.0%}] of it is lost and {kept:.0%} of shape is kept.
 Pictures with both objects in the wrong places rise from {wrong[INTACT]:.0%} to
 {wrong[final]:.0%}. Random sets of that size change loose by {null.min():+.2f} to
-{null.max():+.2f}. **For this set of {len(gone)} the claim {verdict}.**
+{null.max():+.2f}.
 
 Without all {len(relation)} relation heads ({listed(relation)}) loose is
-{everyone.loc['loose', 'mean']:.2f} and shape {everyone.loc['shape', 'mean']:.2f}:
-{placeless}.
+{everyone.loc['loose', 'mean']:.2f} and shape {everyone.loc['shape', 'mean']:.2f}.
 """)
+
+# %%
+together_lost = {f"Without this set of {len(gone)} a third of loose is lost":
+                 share >= 1 / 3}
+verdict(together_lost |
+        {"A third lies within the interval of what is lost": most >= 1 / 3,
+         "Four fifths of shape are kept without the set, so that the relation alone is "
+         "lost": kept > 0.8,
+         "Without all relation heads objects lose their shape as well, the interval "
+         "below 0": everyone.loc["shape", "change_high"] < 0})
 
 # %% [markdown]
 # Axis or side? A relation says on which line the objects lie, and which of them lies on which end
@@ -311,24 +317,25 @@ usual = list(untold.index[untold >= 0.5])
 opposite = {r: RELATIONS[REVERSE[i]] for i, r in enumerate(RELATIONS)}
 habit = [r.replace("_", " ") for r in usual if opposite[r] not in usual]
 told_apart = [r.replace("_", " ") for r in usual if opposite[r] in usual]
-habits = (f"Without all of them the model has habits: {', '.join(habit)} still come "
-          "out right, and the opposite does not." if habit else "")
-spared = (f"That {' and '.join(told_apart)} still come out right is no habit: "
-          "something tells these opposites apart without the relation heads."
-          if told_apart else "")
 whole = records(query_shares, quick, few, "relation", relation, reader, seed).mean()
 part = scores.loc[[head_name(*h) for h in relation], "turns"]
-covered = ("No single head has half of the sum, so the others outvote the one that is "
-           "missing." if part.max() < 0.5 else "One head has half of the sum or more.")
 Markdown(f"""
 Without any single relation head no relation falls below {lowest:.2f}. Without
 {listed(gone)}, vertical relations have {of_set['vertical']:.2f}, horizontal ones
-{of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}. {habits} {spared}
+{of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}. Without all of them
+these relations still come out right in half of the pictures: while their opposites do
+not, {', '.join(habit) or 'none'}; with their opposites, {', '.join(told_apart) or
+'none'}. The first are a habit of the model; the second are told apart by something
+else.
 
 Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object head's
 query, all together {whole['all paths']:.0%}. The relation reaches it as a sum over
-heads, of which the sign decides. {covered}
+heads, of which the sign decides.
 """)
+
+# %%
+verdict({"No single head has half of the sum, so that the others outvote one that is "
+         "missing": part.max() < 0.5})
 
 # %% [markdown]
 # ## Words hidden from heads
@@ -374,19 +381,21 @@ def told(metric: str, role: str) -> str:
 
 words = hiding["loose"].loc["relation"]
 tint = hiding["unique binding"].loc["colour1+colour2"]
-readers = ("The found heads read them; hidden from all others they are not missed."
-           if words["found heads"] < words["other heads"] - 0.3
-           else "The found heads are not their only readers.")
-help_out = ("With the found heads blind, others help out a little."
-            if words["all heads"] < words["found heads"] - 0.1 else "")
-elsewhere = ("The other way round: there are heads for the colours, which the two "
-             "scores do not look for and the paper does not name."
-             if tint["other heads"] < tint["found heads"] - 0.3 else "")
 Markdown(f"""
-- The relation words: loose {told('loose', 'relation')}. {readers} {help_out}
+- The relation words: loose {told('loose', 'relation')}.
 - The first shape word: shape {told('shape', 'shape1')}.
-- Both colours: binding {told('unique binding', 'colour1+colour2')}. {elsewhere}
+- Both colours: binding {told('unique binding', 'colour1+colour2')}.
 """)
+
+# %%
+verdict({"The found heads read the relation words: hidden from them, .3 less is left "
+         "than hidden from all others":
+         words["found heads"] < words["other heads"] - 0.3,
+         "With the found heads blind, others help out, by .1":
+         words["all heads"] < words["found heads"] - 0.1,
+         "Colours have heads of their own, which the two scores do not look for and "
+         "the paper does not name: hidden from the found heads, .3 more is left than "
+         "hidden from all others": tint["other heads"] < tint["found heads"] - 0.3})
 
 # %% [markdown]
 # ## What a head carries
@@ -440,14 +449,16 @@ first = ", ".join(f"{f} {t['mean'].idxmax()} ({spelled(t.loc[t['mean'].idxmax()]
                   for f, t in scored.items())
 parts = ", ".join(f"{head_name(*h)} {spelled(scored['relation'].loc[head_name(*h)])}"
                   for h in relation)
-ends = ("The object head leads for the relation too, since a relation ends in which "
-        "shape goes where." if scored["relation"]["mean"].idxmax() == obj else "")
 Markdown(f"""
-The leading heads are: {first}. {ends} The relation heads bring, one by one: {parts}.
-Taken from the clean run alone, each costs less (second row of the figure), as the
-others go on. Heads with at least half of the best colour effect are from here on the
+The leading heads are: {first}. The relation heads bring, one by one: {parts}. Taken
+from the clean run alone, a head costs what the others do not make up for (second row of
+the figure). Heads with at least half of the best colour effect are from here on the
 **colour heads**: {listed(colour)}.
 """)
+
+# %%
+verdict({"The object head leads for the relation too, as a relation ends in which "
+         "shape goes where": scored["relation"]["mean"].idxmax() == obj})
 
 # %% [markdown]
 # ### Every component at once
@@ -549,8 +560,6 @@ brought = {f: spelled(ways["denoising"][f].loc[own[f]]) for f in PROMPT_FACTORS}
 left = {f: spelled(ways["noising"][f].loc[own[f]]) for f in PROMPT_FACTORS}
 off = max(abs(turned["denoising"].loc[g, f]) for f in PROMPT_FACTORS
           for g in groups if own[f] != g)
-behind = ("It moves the shapes, and the colours stay behind, so that no picture is "
-          "right." if turned["denoising"].loc["object head", "relation"] < 0.2 else "")
 Markdown(f"""
 Put into the counterpart's run, the relation heads bring {brought['relation']} of the
 relation, the object head {brought['shape']} of the shape, the colour heads
@@ -558,8 +567,13 @@ relation, the object head {brought['shape']} of the shape, the colour heads
 run itself was not.) A group's effect on a factor not its own is at most {off:.2f}.
 Taken from the counterpart, they leave {left['relation']}, {left['shape']} and
 {left['colour']}. The object head alone brings
-{spelled(ways['denoising']['relation'].loc['object head'])} of the relation. {behind}
+{spelled(ways['denoising']['relation'].loc['object head'])} of the relation.
 """)
+
+# %%
+verdict({"The object head alone does not bring the relation (less than .2): it moves "
+         "the shapes, and the colours stay behind, so that no picture is right":
+         turned["denoising"].loc["object head", "relation"] < 0.2})
 
 # %% [markdown]
 # ## Where it looks, or what it says
@@ -585,14 +599,15 @@ Captioned(intervals(parts_of, "relation in the pictures: 0 counterpart, 1 clean"
 
 # %%
 pattern, value = (parts_of["denoising"].loc[k] for k in ("pattern", "value"))
-neither = ("Neither suffices: opposite words differ both in where they draw attention "
-           "and in what is written there, and the two must agree."
-           if max(pattern["mean"], value["mean"]) < 0.5
-           else "One of them brings most of it.")
 Markdown(f"""
 The patterns alone bring {spelled(pattern)} of the relation, the values alone
-{spelled(value)}. {neither}
+{spelled(value)}.
 """)
+
+# %%
+verdict({"Neither is enough (half or more): opposite words differ both in where they "
+         "draw attention and in what is written there":
+         max(pattern["mean"], value["mean"]) < 0.5})
 
 # %% [markdown]
 # ## By which path
@@ -633,23 +648,20 @@ Captioned(intervals({k: reached.xs(k, level=1) for k in targets},
 # %%
 mediated, straight = (reached.loc[(way, "colours exchanged"), "mean"]
                       for way in ("all paths", "straight"))
-so = ("So the shapes get their relation through the object head's query, and the "
-      "colours get theirs by another path." if mediated > 0.5
-      else "So the object head's query is not the only way by which shapes get their "
-      "relation.")
-why = ("With about half of the difference the object head stands between the two "
-       "relations, and that does not tip it: the MLP and the self-attention in between "
-       "are part of the path."
-       if straight < mediated / 2 and whole["straight"] < 0.7 else "")
 Markdown(f"""
 By all paths, {mediated:.0%} of the pictures are the predicted ones: the clean prompt's
-shapes in their places, with the colours of the other. {so}
-
-The straight path alone turns {straight:.0%} of the pictures. It turns
-{whole['straight']:.0%} of the query and {whole['pattern, straight']:.0%} of the
-pattern; all paths turn {whole['all paths']:.0%} and {whole['pattern, all paths']:.0%}.
-{why}
+shapes in their places, with the colours of the other. The straight path alone turns
+{straight:.0%} of the pictures. It turns {whole['straight']:.0%} of the query and
+{whole['pattern, straight']:.0%} of the pattern; all paths turn
+{whole['all paths']:.0%} and {whole['pattern, all paths']:.0%}.
 """)
+
+# %%
+verdict({"In more than half of the pictures shapes get their relation through the "
+         "object head's query, and colours by another path": mediated > 0.5,
+         "The MLP and the self-attention in between are part of the path: straight, "
+         "less than .7 of the query turns, and less than half as many pictures":
+         straight < mediated / 2 and whole["straight"] < 0.7})
 
 # %% [markdown]
 # ## Recorded and run again
@@ -665,26 +677,24 @@ records.checked().round(3)
 # ## What was established
 
 # %%
-instead = ("In place of a single relation head there is a set whose members cover for "
-           "each other." if lost < 1 / 3 else "")
-others = "Of the heads but the object head"
-quiet = (f"{others}, {', '.join(hurt)} cost loose alone." if hurt
-         else f"{others} none costs loose alone, as far as {len(prompts)} prompts can "
-         "tell.")
 Markdown(f"""
 - Object head {obj}: without it shape falls from {before['shape']:.2f} to
   {eye.loc['shape', 'mean']:.2f}; it alone brings the shape ({brought['shape']}).
 - Relation: the best head alone costs {lost:.0%} of loose, {listed(gone)} together
-  {share:.0%}, with {kept:.0%} of shape kept. {instead}
-- {quiet}
+  {share:.0%}, with {kept:.0%} of shape kept.
+- Heads but the object head that cost loose alone, as far as {len(prompts)} prompts can
+  tell: {', '.join(hurt) or 'none'}.
 - The relation heads bring {brought['relation']} of the relation. When only the object
   head's query is told, {mediated:.0%} of the pictures follow with their shapes.
 - Colours travel apart from shapes, through {listed(colour)}.
-
-Not established: that these heads suffice, which chapter 11 tests; what self-attention
-and MLPs add on the way; and effects smaller than about a tenth, which the number of
-prompts hides.
 """)
+
+# %%
+verdict(single_heads | together_lost)
+
+# %% [markdown]
+# Not established: that these heads suffice, which chapter 11 tests; what self-attention and MLPs add on the way; and effects
+# smaller than about a tenth, which the number of prompts hides.
 
 # %% [markdown]
 # ## Exercise

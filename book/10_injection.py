@@ -33,6 +33,7 @@ from spatial_circuits.analyses.intervals import summarise
 from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
 from spatial_circuits.book.head_figures import attention_rows, heat_tables
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import ALIGN, OFFSETS, RELATIONS, REVERSE
@@ -100,20 +101,27 @@ opposites = {titles[r]: float(alike[r, REVERSE[r]]) for r in pairs_of}
 up, left = between("above", "below"), between("left", "right")
 sums = (cosine_similarity(up + left, between("upper_left", "lower_right"), 0),
         cosine_similarity(up - left, between("upper_right", "lower_left"), 0))
-share = ("Opposites need not point apart: they share what says that the axis is "
-         "vertical, or horizontal, and differ in the side."
-         if max(opposites.values()) > 0 else "")
 Markdown(f"""
 Relation heads: {', '.join(head_name(*h) for h in heads)}; object head:
 {head_name(*reader)}. Opposite relations have the cosines
-{', '.join(f"{v:+.2f} ({k})" for k, v in opposites.items())}. {share} What tells two
-opposites apart is the difference of their vectors, and differences add up: (above −
-below) + (left − right) has the cosine {sums[0]:.2f} with (upper left − lower right),
-and (above − below) − (left − right) has {sums[1]:.2f} with (upper right − lower left).
+{', '.join(f"{v:+.2f} ({k})" for k, v in opposites.items())}. What tells two opposites
+apart is the difference of their vectors. Of such differences, (above − below) +
+(left − right) has the cosine {sums[0]:.2f} with (upper left − lower right), and
+(above − below) − (left − right) has {sums[1]:.2f} with (upper right − lower left).
 
-The heads write most at high noise: the norm is {norms[0]:.1f} at the first step,
+The norm of what the heads write is {norms[0]:.1f} at the first step,
 {norms[steps // 2]:.1f} halfway and {norms[-1]:.1f} at the last.
 """)
+
+# %%
+verdict({"Opposites point apart: their cosines are below 0":
+         max(opposites.values()) < 0,
+         "Differences add up: both cosines are above .8": min(map(float, sums)) > 0.8,
+         "The heads write most at high noise": float(norms[0]) > float(norms[-1])})
+
+# %% [markdown]
+# Opposites need not point apart. Where they do not, they share what says that the axis is vertical, or horizontal, and differ in
+# the side.
 
 # %% [markdown]
 # ## On a mean stream: no picture at all
@@ -203,24 +211,30 @@ Captioned(lines(curve, "α", "named side minus other side", band=span,
           "x 8 relations; bands hold 90 % of them.")
 
 # %%
-reaches = min((a for a in doses if curve.loc[a, "relation"] >= own), default=None)
+enough = [f"{a:g}" for a in doses if curve.loc[a, "relation"] >= own]
 low, high, at_one = (t.loc[1.0] for t in (*span, curve))
 follows = low["relation"] > high["random rotation"]
-back = (f"A negative dose turns it round ({curve.loc[-1.0, 'relation']:.2f} at α = −1)."
-        if -1.0 in doses else "")
-dose = ("no dose of these reaches it" if reaches is None
-        else f"it takes α = {reaches:g} to reach that")
-skipped = ("What is added here skips the MLP and the self-attention that lie between "
-           "the relation heads and the object head in a real run (chapter 9)."
-           if at_one["relation"] < 0.9 * own else "")
+lowest = curve["relation"].iloc[0]
 Markdown(f"""
 Without a vector the contrast is {curve.loc[0.0, 'relation']:.2f}, at α = 1 it is
 {at_one['relation']:.2f}, with 90 % of prompts and relations between
 {low['relation']:.2f} and {high['relation']:.2f}; under the random rotation it is
 {at_one['random rotation']:.2f}, between {low['random rotation']:.2f} and
-{high['random rotation']:.2f}. {back} The model's own first step has {own:.2f}; {dose}.
-{skipped}
+{high['random rotation']:.2f}. At the lowest dose, α = {doses[0]:g}, it is
+{lowest:.2f}. The model's own first step has {own:.2f}; first dose of these that reaches
+it: {''.join(enough[:1]) or 'none'}.
 """)
+
+# %%
+verdict({"C8, the relation heads' output moves the object head's attention: at α = 1, "
+         "nine tenths of prompts and relations lie above those of the random rotation":
+         follows,
+         "At α = 1 the effect falls short of the model's own by a tenth or more":
+         at_one["relation"] < 0.9 * own})
+
+# %% [markdown]
+# It may fall short, as what is added here skips the MLP and the self-attention that lie between the relation heads and the object
+# head in a real run ([chapter 9](09_ablation.ipynb)).
 
 # %% [markdown]
 # ## In a real run
@@ -300,13 +314,11 @@ worst_control = max(t.xs("loose", level="metric").loc["random", "mean"].max()
                     for t in results.values())
 halfway = min((s for s in scales if s <= best[first]),
               key=lambda s: score_at(first, "relation", s, "unique_binding")["mean"])
-much = (f"More is not better: at the {first}, scale {too_much[0]:g}, it is "
-        f"{obeyed(first, 'relation', too_much[0])}." if too_much else "")
 Markdown(f"""
 At scale 1 the new relation is obeyed in {obeyed(first, 'relation', 1)} of the pictures
 ({first}) and in {obeyed(second, 'relation', 1)} ({second}). The best scale is
 {best[first]:g} at the {first} ({obeyed(first, 'relation', best[first])}) and
-{best[second]:g} at the {second} ({obeyed(second, 'relation', best[second])}). {much}
+{best[second]:g} at the {second} ({obeyed(second, 'relation', best[second])}).
 Before the object head, in layer {reader[0]}, it is obeyed in
 {obeyed(third, 'relation', best[third])} at the best scale, {best[third]:g}, and in
 {obeyed(third, 'relation', 1)} at scale 1.
@@ -324,6 +336,10 @@ the places of one and the colours in those of the other, or lose an object: at s
 {score_at(first, 'relation', halfway, 'unique_binding')['mean']:.0%} have both objects
 as they are told.
 """)
+
+# %%
+verdict({f"More is not better: at the {first}, some scale above the best is obeyed "
+         "less, by .2": bool(too_much)})
 
 # %% [markdown]
 # ### The pictures
@@ -457,22 +473,18 @@ early, late = ({swap: during.loc[mid, f"{swap}, {way}"] for swap in swaps}
 late_swap = late["opposite"] > early["opposite"] + 0.3
 early_swap = early["opposite"] > late["opposite"] + 0.3
 places_first = late["quarter turn"] < late["opposite"] - 0.2
-who = "For the opposite neither half decides."
-if late_swap:
-    who = ("**Which object stands where is decided late.** What an early vector did is "
-           "undone by the prompt as soon as the vector is gone, and a late one still "
-           "swaps the two.")
-elif early_swap:
-    who = "**Which object stands where is decided early.**"
-places = ("**Where the two places lie is decided earlier**: a late vector turns the "
-          "pair less often than it swaps it." if places_first
-          else "The places can be moved as late as the objects can be swapped.")
 Markdown(f"""
 With the first {mid} of {steps} steps alone, down to t = {times[mid]:.2f}, the opposite
 is obeyed in {early['opposite']:.0%} and a quarter turn in {early['quarter turn']:.0%};
 with the other steps alone, in {late['opposite']:.0%} and {late['quarter turn']:.0%}.
-{who} {places}
 """)
+
+# %%
+verdict({"Which object stands where is decided late: a late vector swaps the two more "
+         "often than an early one, by .3": late_swap,
+         "Which object stands where is decided early, by .3": early_swap,
+         "Where the two places lie is decided earlier: a late vector turns the pair "
+         "less often than it swaps it, by .2": places_first})
 
 # %% [markdown]
 # ## Recorded and run again
@@ -490,16 +502,11 @@ records.checked().round(3)
 # %%
 by_vector, by_chance = (score_at(first, kind, best[first]) for kind in KINDS)
 moves = by_vector["low"] > by_chance["high"]
-attention = "holds" if follows else "does not hold"
-pictures = ("Pictures follow as well, which the paper does not count." if moves
-            else f"Pictures do not follow from the {first}.")
-order = ("The exchange of two objects is decided late, the places earlier."
-         if late_swap and places_first else "No clear order in time was found.")
 Markdown(f"""
-- The claim that the relation heads' output moves the object head's attention
-  **{attention}**: on a mean stream without any picture, with a dose curve and a
-  control.
-- {pictures} Injected into the {first}, the opposite relation is obeyed in
+- On a mean stream without any picture, the contrast of the object head's attention goes
+  from {curve.loc[0.0, 'relation']:.2f} to {at_one['relation']:.2f} at α = 1, under the
+  control to {at_one['random rotation']:.2f}.
+- Injected into the {first}, the opposite relation is obeyed in
   {obeyed(first, 'relation', best[first])}, with a random vector of the same norm in
   {obeyed(first, 'random', best[first])}; over all exchanges in {rate[first]:.0%}, and
   in {rate[second]:.0%} at the {second}. Before the object head it is
@@ -507,12 +514,18 @@ Markdown(f"""
 - The scale, which the paper leaves out: best is {best[first]:g} times what the heads
   themselves write at the {first}, {best[second]:g} times at the {second} and
   {best[third]:g} times before the object head.
-- {order}
-
-Not established: what of the vector matters (it holds 64 image tokens and {len(heads)}
-heads); a control that leaves pictures whole at the same norm; and whether one model's
-vectors would move another's objects.
 """)
+
+# %%
+verdict({"C8, the relation heads' output moves the object head's attention": follows,
+         f"Pictures follow, which the paper does not count: injected into the {first}, "
+         "more obey than under the control": moves,
+         "There is an order in time: the exchange of two objects is decided late, the "
+         "places earlier": late_swap and places_first})
+
+# %% [markdown]
+# Not established: what of the vector matters (it holds all image tokens and several heads); a control that leaves pictures whole
+# at the same norm; and whether one model's vectors would move another's objects.
 
 # %% [markdown]
 # ## Exercise

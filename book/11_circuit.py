@@ -40,6 +40,7 @@ from spatial_circuits.analyses.weight_maps import screen_words
 from spatial_circuits.book.figures import Captioned, intervals, lines
 from spatial_circuits.book.head_figures import diagram, head_grid
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import SHAPES
@@ -90,14 +91,15 @@ def listed(heads: list) -> str:
     return ", ".join(head_name(*h) for h in heads) or "none"
 
 last = circuit.trace.groupby("factor").last()["effect"]
-short = [f for f in PROMPT_FACTORS if last[f] < 0.9]
 Markdown(f"""
 The circuit has {len(circuit.heads)} of {len(single)} cross-attention heads: relation
 {listed(circuit.relation)}; object {listed(circuit.object)}; colour
-{listed(circuit.colour)}.
-{f'For {" and ".join(short)} the set stays below .9.' if short else
-'All three sets reach .9.'}
+{listed(circuit.colour)}. The sets end with the effects
+{', '.join(f'{last[f]:.2f} ({f})' for f in PROMPT_FACTORS)}.
 """)
+
+# %%
+verdict({"All three sets reach .9": last[list(PROMPT_FACTORS)].min() >= 0.9})
 
 # %% [markdown]
 # ## Three tests
@@ -133,27 +135,30 @@ null = loose.filter(like="random", axis=0)["mean"]
 without = loose.filter(like="circuit without", axis=0)
 without = without.rename(index=lambda c: c.removeprefix("circuit without "))
 alone = loose.loc["circuit alone"]
-faithful, complete = alone["low"] >= 0.9, loose.loc["without the circuit", "high"] < 0.1
-in_part = "in part" if alone["low"] > null.max() else "no"
 spare = [h for h, row in without.iterrows() if row["high"] >= alone["mean"]]
-minimal = (f"no. Without {' or '.join(spare)} the rest of the circuit is as good "
-           "within the interval" if spare else "yes. Each member is missed")
 Markdown(f"""
-*Faithful*: {'yes' if faithful else in_part}. Alone, the circuit has
-{share('circuit alone')} of the model's loose,
-{share('circuit alone', 'unique_binding')} of its binding and
-{share('circuit alone', 'shape')} of its shapes. Random sets of {len(circuit.heads)}
-heads have {null.min():.2f} to {null.max():.2f} of loose, no head at all
-{share('nothing')}.
-
-*Complete*: {'yes' if complete else 'not quite'}. Without the circuit,
-{share('without the circuit')} of loose is left, {share('without the circuit', 'shape')}
-of shape.
-
-*Minimal*: {minimal}; without one member, loose goes to {without['mean'].min():.2f}
-({without['mean'].idxmin()}) to {without['mean'].max():.2f}
-({without['mean'].idxmax()}).
+- Alone, the circuit has {share('circuit alone')} of the model's loose,
+  {share('circuit alone', 'unique_binding')} of its binding and
+  {share('circuit alone', 'shape')} of its shapes. Random sets of {len(circuit.heads)}
+  heads have {null.min():.2f} to {null.max():.2f} of loose, no head at all
+  {share('nothing')}.
+- Without the circuit, {share('without the circuit')} of loose is left,
+  {share('without the circuit', 'shape')} of shape.
+- Without one member, the circuit alone has {without['mean'].min():.2f}
+  ({without['mean'].idxmin()}) to {without['mean'].max():.2f}
+  ({without['mean'].idxmax()}) of loose. Members without which it is as good within the
+  interval: {len(spare)} of {len(without)} ({', '.join(spare) or 'none'}).
 """)
+
+# %%
+passed = {"*Faithful*: alone the circuit has nine tenths of loose, interval included":
+          alone["low"] >= 0.9,
+          "Faithful beyond chance: more than any random set, interval included":
+          alone["low"] > null.max(),
+          "*Complete*: without it less than a tenth is left, interval included":
+          loose.loc["without the circuit", "high"] < 0.1,
+          "*Minimal*: each member is missed, beyond the interval": not spare}
+verdict(passed)
 
 # %% [markdown]
 # If single members are not missed, how small can the circuit be? Take them out one after the other, each time
@@ -175,15 +180,18 @@ measured = [row for _, row in sizes["loose"].iloc[1:].iterrows()]
 enough = [(left, row) for left, row in zip(chain["left"], measured)
           if row["mean"] >= 0.9]
 core, core_share = enough[-1] if enough else (circuit.heads, alone)
-smaller_text = ("What the other members carry is real, by the effects above, but a "
-                "picture needs only the sign of a sum, and part of the sum is enough."
-                if len(core) < len(circuit.heads)
-                else "No smaller one of those tried keeps nine tenths.")
 Markdown(f"""
-{len(core)} heads, {listed(core)}, still have {core_share['mean']:.2f}
-[{core_share['low']:.2f}, {core_share['high']:.2f}] of loose.
-{smaller_text}
+The fewest with nine tenths of loose, else the whole circuit: {len(core)} heads,
+{listed(core)}, with {core_share['mean']:.2f} [{core_share['low']:.2f},
+{core_share['high']:.2f}].
 """)
+
+# %%
+verdict({"A smaller circuit has nine tenths as well": len(core) < len(circuit.heads)})
+
+# %% [markdown]
+# What the members left out carry is real, by the effects above. But a picture needs only the sign of a sum, and part of the sum
+# may be enough.
 
 # %% [markdown]
 # A member that the model itself does not miss may be missed here: in the whole model other heads cover for it,
@@ -203,9 +211,11 @@ pd.DataFrame({"loose, whole model": from_model, "loose, circuit alone": in_circu
 
 # %%
 covered = [h for h in in_circuit.index if in_circuit[h] < from_model[h] - 0.2]
-Markdown(f"Covered for in the whole model, by more than .2: {', '.join(covered)}. "
-         "There are backups outside the circuit." if covered
-         else "No member is covered for by heads outside the circuit by more than .2.")
+Markdown("Members covered for in the whole model, by more than .2: "
+         f"{', '.join(covered) or 'none'}.")
+
+# %%
+verdict({"There are backups outside the circuit": bool(covered)})
 
 # %% [markdown]
 # ## Arrows
@@ -263,16 +273,19 @@ Captioned(diagram({role: [head_name(*h) for h in heads]
 
 # %%
 paths = heard["mean"]
-two_paths = ("The relation takes two paths that can be worked apart."
-             if min(paths["object head"], paths["colour heads"]) > 0.5
-             else "Not every arrow is as clean as the drawing: where the share is low, "
-             "other receivers take part.")
 Markdown(f"""
 Told to the object head's query alone, the relation gives the predicted picture, shapes
 moved and colours not, in {paths['object head']:.0%}; told to the colour heads' alone,
 colours moved and shapes not, in {paths['colour heads']:.0%}; told to both, the clean
-picture in {paths['object and colour heads']:.0%}. {two_paths}
+picture in {paths['object and colour heads']:.0%}. Where a share is low, other receivers
+take part.
 """)
+
+# %%
+two_paths = {"The relation takes two paths that can be worked apart: by each alone "
+             "more than half of the pictures follow":
+             min(paths["object head"], paths["colour heads"]) > 0.5}
+verdict(two_paths)
 
 # %% [markdown]
 # ## Edge by edge
@@ -420,19 +433,20 @@ agreed.round(4)
 # %%
 rho, same = agreed["rank correlation"], agreed["same top head"]
 tops = {c: compared[c].idxmax() for c in compared}
-leads = (f"All three put {tops['relation score']} first." if same.all() else
-         "They do not put the same head first: "
-         + ", ".join(f"{h} ({c})" for c, h in tops.items()) + ".")
 best = {c: set(compared[c].nlargest(len(circuit.relation)).index) for c in compared}
 common = set.intersection(*best.values())
 Markdown(f"""
 Over the {len(compared)} heads that are neither object nor colour heads, rank
-correlations are {rho.min():.2f} to {rho.max():.2f}.
-{leads} Of the {len(circuit.relation)} leading heads of each, {len(common)}
-{'is' if len(common) == 1 else 'are'} common to all
-({', '.join(sorted(common)) or 'none'}). Rank correlation counts the many heads that do
-nothing, whose order is noise; the leading heads are what matters.
+correlations are {rho.min():.2f} to {rho.max():.2f}. First come
+{', '.join(f'{h} ({c})' for c, h in tops.items())}. Of the {len(circuit.relation)}
+leading heads of each, these are common to all: {', '.join(sorted(common)) or 'none'}.
+Rank correlation counts the many heads that do nothing, whose order is noise; the
+leading heads are what matters.
 """)
+
+# %%
+one_lead = {"Attention, weights and patching put the same head first": bool(same.all())}
+verdict(one_lead)
 
 # %% [markdown]
 # ## How good is each ranking, and at every size?
@@ -458,7 +472,7 @@ def kept(name: str) -> pd.DataFrame:
     return rows.pivot(index="size", columns="order", values="f")
 
 Captioned(lines({n: kept(n) for n in curves}, "heads kept", "faithfulness",
-                ylim=(-0.1, 1.2)),
+                ylim=(-0.1, None)),
           "Faithfulness of the first n heads alone, by four rankings and the mean of "
           "random orders, on prompts that took no part in the ranking.",
           "A panel a model, a line a ranking.") if curves else \
@@ -541,35 +555,27 @@ records.checked().round(3)
 # ## What was established
 
 # %%
-gap = 1 - alone["mean"]
-needed = "Each member is needed"
-if spare:
-    needed = (f"One by one, {len(without) - len(spare)} of {len(without)} members are "
-              f"needed for pictures; {len(core)} heads ({listed(core)}) still do "
-              f"{core_share['mean']:.2f}")
 Markdown(f"""
 - {len(circuit.heads)} of {len(single)} cross-attention heads do
   {share('circuit alone')} of what the model does for loose, against {null.max():.2f} at
   most for random sets; without them {share('without the circuit')} is left.
-- {needed}.
-- The relation reaches shapes and colours by separate paths: {paths['object head']:.0%}
-  and {paths['colour heads']:.0%} of the pictures follow when only one of them is told.
-  The paper's circuit has no colour heads; this one has.
-- Attention, weights and patching
-  {'agree on the leading relation head' if same.all() else
-  'do not agree on the leading relation head'} and share {len(common)} of
-  {len(circuit.relation)} leading heads.
-
-What remains unexplained:
-{f'{gap:.0%} of loose that the circuit alone does not recover' if gap > 0.005 else
-'nothing of loose on these prompts, but the intervals allow a few hundredths'}; what
-self-attention and the MLPs do, which were left in place throughout, although a part of
-the path from the relation heads to the object head goes through them; the mean outputs
-of the other heads, which stay on and may matter; and
-{'the backups, ' + ', '.join(covered) + ' being covered for in the whole model' if
-covered else 'backups that these tests do not see'}. It is the circuit of one model;
-whether it recurs from seed to seed needs other models.
+- One by one, {len(without) - len(spare)} of {len(without)} members are needed for
+  pictures; {len(core)} heads ({listed(core)}) do {core_share['mean']:.2f}.
+- {paths['object head']:.0%} and {paths['colour heads']:.0%} of the pictures follow when
+  shapes or colours alone are told the relation. The paper's circuit has no colour
+  heads; this one has {len(circuit.colour)}.
+- Attention, weights and patching share {len(common)} of {len(circuit.relation)} leading
+  relation heads.
 """)
+
+# %%
+verdict(passed | two_paths | one_lead)
+
+# %% [markdown]
+# What remains unexplained: the part of loose that the circuit alone does not recover, within the intervals; what self-attention
+# and the MLPs do, which were left in place throughout, although a part of the path from the relation heads to the object head
+# goes through them; the mean outputs of the other heads, which stay on and may matter; and backups, those seen and those that
+# these tests do not see. It is the circuit of one model; whether it recurs from seed to seed needs other models.
 
 # %% [markdown]
 # ## Exercise

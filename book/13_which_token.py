@@ -33,6 +33,7 @@ from spatial_circuits.book.figures import Captioned, intervals, maps
 from spatial_circuits.book.head_figures import head_grid
 from spatial_circuits.book.path_figures import token_matrix
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.claims.population import PARTS_BY_DONOR, readings
 from spatial_circuits.claims.text_tables import PROMPT_ROLES, WINDOWS
@@ -103,26 +104,26 @@ def points(prompt: str, dx: float, dy: float) -> bool:
     wanted = OFFSETS[parse(prompt).relation].tolist()
     return all(w == 0 or w * d > 0 for w, d in zip(wanted, (dx, dy)))
 
-so = "So the relation comes from the relation word."
-if word > 0.75 * intact:
-    so = ("So the relation reaches this model mostly by another way than the relation "
-          "word.")
-elif kept["relation"] > 0.55:
-    so = ("Much of the relation survives without its word, so it also stands in other "
-          "tokens.")
+both_there = hidden.loc[("shape2", "unique_binding"), "mean"]
 Markdown(f"""
 With the relation word hidden {word:.2f} of the pictures are right (intact
 {intact:.2f}); of those with both objects {kept['relation']:.0%}. Without the second
-shape's token it is {second:.2f}, mostly because objects are missing. The paper's T5
-model lost little without the relation word and half without shape2.
+shape's token it is {second:.2f}, and both objects are there in {both_there:.2f}. The
+paper's T5 model lost little without the relation word and half without shape2.
 
-{so} Of the {len(wrong)} pictures that then have both objects but not the relation,
-{opposite()} show the opposite one. Over all {len(blind)} with both objects the first
-lies right of the second in {(blind["dx"] > 0).mean():.0%} and below it in
-{(blind["dy"] > 0).mean():.0%}; with nothing hidden it is {(whole["dx"] > 0).mean():.0%}
-and {(whole["dy"] > 0).mean():.0%}. A difference is a habit of the model that shows
-where no word tells it a side.
+Of the {len(wrong)} pictures that, without the relation word, have both objects but not
+the relation, {opposite()} show the opposite one. Over all {len(blind)} with both
+objects the first lies right of the second in {(blind["dx"] > 0).mean():.0%} and below
+it in {(blind["dy"] > 0).mean():.0%}; with nothing hidden it is
+{(whole["dx"] > 0).mean():.0%} and {(whole["dy"] > 0).mean():.0%}. A difference is a
+habit of the model that shows where no word tells it a side.
 """)
+
+# %%
+verdict({"The relation reaches this model mostly by another way than its word: hidden, "
+         "three quarters of the pictures are still right": word > 0.75 * intact,
+         "It also stands in other tokens: without its word it is right in more than "
+         ".55 of the pictures with both objects": kept["relation"] > 0.55})
 
 # %% [markdown]
 # ## A cleaner test: exchange one token
@@ -157,14 +158,15 @@ Captioned(intervals({"follows the exchanged token": table},
           "Dots with intervals for four roles.")
 
 # %%
-which = {"shape2": ", the one that the paper names",
-         "relation": ", the relation word itself"}.get(carrier, "")
 Markdown(f"""
 The pictures follow **{carrier}** in {follow[carrier]:.0%};
-{', '.join(f'{r} in {v:.0%}' for r, v in follow.items() if r != carrier)}. {net.name}
-reads the relation from
-{f'one token{which}' if follow[carrier] > 0.8 else 'no single token'}.
+{', '.join(f'{r} in {v:.0%}' for r, v in follow.items() if r != carrier)}.
 """)
+
+# %%
+verdict({f"{net.name} reads the relation from one token: one is followed in more than "
+         ".8 of the pictures": follow[carrier] > 0.8,
+         "It is shape2, the one that the paper names": carrier == "shape2"})
 
 # %%
 recorded = {m: claims.read(claims.folder_of(m)) for m in names()}
@@ -253,18 +255,19 @@ pd.concat({"loose": windows, "unique binding": objects}, axis=1).round(2)
 at = carrier if carrier in windows else "relation"
 column, lost = windows[at], objects[at]
 cost = late.loc[(f"{at}, {column.idxmin()}", "loose")]
-needed = (f"The {at} token is needed most in {column.idxmin()} ({column.min():+.2f} "
-          f"[{cost['change_low']:+.2f}, {cost['change_high']:+.2f}])"
-          if cost["change_high"] < 0
-          else f"No window alone costs the {at} token's relation more than the "
-          "interval allows")
-lost_objects = cost["change_high"] < 0 and lost[column.idxmin()] <= column.min() / 2
 Markdown(f"""
-Change from the intact model, {len(prompts[::2])} prompts. {needed}; hidden at the first
+Change from the intact model, {len(prompts[::2])} prompts. Hiding the {at} token costs
+most in {column.idxmin()}: loose {column.min():+.2f} [{cost['change_low']:+.2f},
+{cost['change_high']:+.2f}], unique binding {lost[column.idxmin()]:+.2f}. At the first
 two steps alone it changes loose by {column.iloc[0]:+.2f}.
-{"The loss there is one of objects: unique binding falls as far." if lost_objects
-else ""}
 """)
+
+# %%
+needed = cost["change_high"] < 0
+verdict({f"Some window alone is needed for the {at} token's relation, beyond the "
+         "interval": needed,
+         "The loss there is one of objects: unique binding falls by half as much or "
+         "more": needed and lost[column.idxmin()] <= column.min() / 2})
 
 # %% [markdown]
 # ## Find the heads from the weights
@@ -357,32 +360,33 @@ def place(condition: str, metric: str) -> str:
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 needed_here = bool(sure[best_role]) and below_control("loose")
-verdict = ("The heads found from the weights are needed in the pictures." if needed_here
-           else "That is not shown to be more than without the control, or the screen "
-           "is not sure of its heads.")
 seen, unseen = (masked.loc[("screened heads", m)] for m in ("loose", "unique_binding"))
-own = "These heads alone do not account for how the relation is read."
-if seen["high"] < unseen["low"]:
-    own = ("Blind to this token, the screened heads lose the relation and the objects "
-           "stay: they are its readers.")
-elif seen["high"] < ablated.loc[("intact", "loose"), "low"]:
-    own = ("The objects go with the relation, so that hiding the token does not tell "
-           "the two apart.")
-also = ("Unique binding falls below the control's too: these heads do not serve the "
-        "relation alone." if below_control("unique_binding") else "")
 Markdown(f"""
 Without {', '.join(head_name(*h) for h in named)} loose relation falls by {fall:.2f}
 [{-ablated.loc[('screened', 'loose'), 'change_high']:.2f},
 {-ablated.loc[('screened', 'loose'), 'change_low']:.2f}] and unique binding by
 {objects_lost:.2f}; without the control ({', '.join(head_name(*h) for h in control)}) by
-{-ablated.loc[('control', 'loose'), 'change']:.2f}. {verdict} {also}
+{-ablated.loc[('control', 'loose'), 'change']:.2f}.
 
 Hidden from the screened heads alone, {best_role} leaves
 {place('screened heads', 'loose')} of the relation and
 {place('screened heads', 'unique_binding')} of the objects; hidden from all others
 {place('all other heads', 'loose')} and {place('all other heads', 'unique_binding')}.
-{own}
 """)
+
+# %%
+verdict({"The heads found from the weights are needed in the pictures: the screen is "
+         "sure of them, and without them less is left than without the control":
+         needed_here,
+         "They do not serve the relation alone: unique binding falls below the "
+         "control's too": below_control("unique_binding"),
+         "They are the readers of this token: blind to it, they lose the relation and "
+         "the objects stay": seen["high"] < unseen["low"],
+         "Blind to it, they lose the relation at all":
+         seen["high"] < ablated.loc[("intact", "loose"), "low"]})
+
+# %% [markdown]
+# Where objects go with the relation, hiding the token does not tell the two apart.
 
 # %% [markdown]
 # ## Recorded and run again
@@ -399,42 +403,33 @@ records.checked().round(3)
 
 # %%
 apart = table.loc["shape2", "low"] > table.loc["relation", "high"]
-moved = "does not hold"
 hides = word >= 0.75 * intact and second <= 0.5 * intact
-if follow["shape2"] >= 0.5 and apart and hides:
-    moved = "holds"
 ramp, backup = (screens[role].iloc[0] for role in ("shape2", "relation"))
-found_by = "does not hold"
-if ramp["p"] < 0.05 and abs(ramp["cosine"]) >= 0.9:
-    found_by = "holds"
-sign = "A positive sign: the head marks the named side."
-if ramp["p"] >= 0.05:
-    sign = "No statement about the sign can be made."
-elif ramp["projection"] < 0:
-    sign = ("A negative sign: the head marks the side opposite to the named one, where "
-            "the second object goes.")
 Markdown(f"""
-- Exchanged for the opposite prompt's, {carrier} decides the relation in
-  {follow[carrier]:.0%} of the pictures,
-  {'relation' if carrier == 'shape2' else 'shape2'} in
-  {follow['relation' if carrier == 'shape2' else 'shape2']:.0%}. That the relation is
-  read from shape2 and not from its word **{moved}** for {net.name} (C10).
+- Exchanged for the opposite prompt's, shape2 decides the relation in
+  {follow['shape2']:.0%} of the pictures, the relation word in {follow['relation']:.0%}.
 - Hidden, the relation word costs {intact - word:.2f} of {intact:.2f}, shape2
   {intact - second:.2f}.
-- Screening with shape2's relation effects finds
-  {f"{ramp['name']} first: cosine {ramp['cosine']:+.2f}, p = {ramp['p']:.3f}" if
-  ramp['p'] < 0.05 else 'no head (p = ' + format(ramp['p'], '.2f') + ')'}. That weights
-  alone find the heads **{found_by}** (C12; the paper has −.98). With the relation
-  word's effects it finds {backup['name']} first: cosine {backup['cosine']:+.2f}, p =
-  {backup['p']:.3f}.
-- Ablated, the heads found are
-  {'needed more than' if needed_here else 'not shown to be needed more than'} a control
-  of the same layers.
-- {sign}
-
-Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb)
-compares the models.
+- Screening with shape2's relation effects puts {ramp['name']} first: cosine
+  {ramp['cosine']:+.2f}, p = {ramp['p']:.3f} (the paper has −.98); with the relation
+  word's {backup['name']}: cosine {backup['cosine']:+.2f}, p = {backup['p']:.3f}. Where
+  the cosine is positive the head marks the named side, where it is negative the other,
+  where the second object goes.
 """)
+
+# %%
+certain = ramp["p"] < 0.05
+verdict({f"C10, {net.name} reads the relation from shape2 and not from its word":
+         follow["shape2"] >= 0.5 and apart and hides,
+         "C12, weights alone find the heads: |cosine| of at least .9 and p < .05":
+         certain and abs(ramp["cosine"]) >= 0.9,
+         "Ablated, the heads found are needed more than a control of the same layers":
+         needed_here,
+         "The head that shape2's effects find marks the other side (p < .05)":
+         certain and ramp["projection"] < 0})
+
+# %% [markdown]
+# Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb) compares the models.
 
 # %% [markdown]
 # ## Exercise

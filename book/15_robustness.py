@@ -33,6 +33,7 @@ from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.book.figures import Captioned, bars, intervals
 from spatial_circuits.book.head_figures import heat_tables
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.data.captions import parse
 from spatial_circuits.data.metrics import METRICS, prompt_set
@@ -80,7 +81,7 @@ def similar(m: str) -> bool:
     return claims.kind(claims.folder_of(m)) in ("random", "contextual")
 
 ratios = {net.name: ratio, **{m: t for m, t in recorded.items() if similar(m)}}
-Captioned(intervals(ratios, "loose relation as a share of T0", (0, 1.1)),
+Captioned(intervals(ratios, "loose relation as a share of T0", (0, None)),
           f"Loose relation for each wording as a share of that for T0. {net.name}: "
           f"{len(prompts)} prompts of this run; the other models as recorded with "
           "`spatial-circuits robustness`. No dot: the encoder does not know a word.",
@@ -109,19 +110,21 @@ def failing(family: str) -> str:
     return max(drops, key=drops.get)
 
 costs = "; ".join(f"*{f}* ({worst[f]:.2f} is left: {failing(f)})" for f in lost)
-costly = f"Wordings that cost more than a tenth, worst first: {costs}."
 lean = frame.groupby("condition", sort=False)[["dx", "dy"]].mean()
 Markdown(f"""
 *The*: with T3 {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f},
 {the['T3 the']['high']:.2f}] of T0 is left, with T4 {the['T4 the, the']['mean']:.2f},
 with T2 {the['T2 no is, the']['mean']:.2f}. The paper's T5 model kept .62 with T3, its
-model with random tokens 1.02. So *the*
-{'breaks' if the['T3 the']['mean'] < 0.75 else 'does not break'} {net.name}. The paper's
-pictures with *the* leaned by 34 px to the left and 25 px up; here the mean displacement
-is {lean.loc['T3 the', 'dx']:+.0f} px and {lean.loc['T3 the', 'dy']:+.0f} px.
+model with random tokens 1.02. The paper's pictures with *the* leaned by 34 px to the
+left and 25 px up; here the mean displacement is {lean.loc['T3 the', 'dx']:+.0f} px and
+{lean.loc['T3 the', 'dy']:+.0f} px.
 
-{costly if lost else 'No wording costs more than a tenth.'}
+Wordings that cost more than a tenth, worst first: {costs or 'none'}.
 """)
+
+# %%
+broken = the["T3 the"]["mean"] < 0.75
+verdict({f"*The* breaks {net.name}: less than three quarters are left": broken})
 
 # %% [markdown]
 # Axis or side? Each wording's pictures by the two parts of the relation ([chapter 13](13_which_token.ipynb)), and the side
@@ -142,7 +145,7 @@ def part_left(family: str) -> str:
     return (f"- *{family}*: axis {row['axis']:.2f}, side {row['side']:.2f}, side given "
             f"axis {row['side given axis']:.2f}.")
 
-Markdown("\n".join(map(part_left, lost)) or "No wording costs more than a tenth.")
+Markdown("\n".join(map(part_left, lost)))
 
 # %% [markdown]
 # ## The shift
@@ -231,20 +234,17 @@ if the_shape is not None:       # the best of eight, above the largest of their 
     along_best = the_shape.loc[the_shape["cosine"].idxmax()]
     moved_along = bool(along_best["cosine"] >= 0.5
                        and along_best["low"] > the_shape["null"].max())
-broken = the["T3 the"]["mean"] < 0.75
-matters = ("What the encoder does to a token matters only where the transformer reads "
-           "the relation from that token.")
-reason = ("" if not reads else " With the relation word hidden "
-          f"{right('relation'):.0%} of the pictures that have both objects are right, "
-          f"with shape2 hidden {right('shape2'):.0%} ([chapter "
-          "13](13_which_token.ipynb)).")
-Markdown(f"""
-The shift of *the* at shape2
-{'points along a relation more than chance allows' if moved_along else
-'does not point along a relation'} and
-{'breaks the model' if broken else 'does the model no harm'}.{reason}
-{matters if moved_along and not broken else ''}
-""")
+blind = ", ".join(f"{role} {right(role):.0%}" for role in roles if reads)
+Markdown("Pictures right among those with both objects, with one token hidden "
+         f"([chapter 13](13_which_token.ipynb)): {blind or 'not recorded'}.")
+
+# %%
+verdict({"The shift of *the* at shape2 points along a relation: a cosine of .5 or "
+         "more, above the largest null": moved_along,
+         "It breaks the model": broken})
+
+# %% [markdown]
+# What the encoder does to a token matters only where the transformer reads the relation from that token.
 
 # %% [markdown]
 # ## Repair
@@ -311,30 +311,30 @@ def listed(row: pd.Series) -> str:
     """What a repair brings back, by wording."""
     return ", ".join(f"{max(v, 0):.0%} (*{f}*)" for f, v in row.items())
 
-harm = ""
-if rewritten > hidden + 0.2:
-    harm = ("The harm is done inside the encoder: what the other tokens have taken "
-            "from the new words stays with them.")
-elif hidden > 0.5:
-    harm = "The words do their harm where the transformer looks at them."
-constant = ("The mean shift is not what breaks the sentence; the shift differs from "
-            "prompt to prompt." if gain.loc["shift"].mean() < 0.5
-            else "A constant shift is most of the damage.")
 Markdown(f"""
 - To *hide* the strange fillers from the transformer brings back {hidden:.0%} on the
-  average, to *drop* them before encoding {rewritten:.0%}. {harm}
+  average, to *drop* them before encoding {rewritten:.0%}.
 - *Project* knows nothing of the wording, only which token has which role:
   {listed(free)}; on T0 it costs {restored.loc['project', 'cost on T0']:.2f}.
 - The relation part of the mean shift alone, which claim C15 suggests: {listed(along)}.
-  The whole mean shift: {listed(gain.loc['shift'])}. {constant}
+  The whole mean shift: {listed(gain.loc['shift'])}.
 - *Restore*, which knows what is said: {listed(gain.loc['restore'])}; on T0 it costs
   {restored.loc['restore', 'cost on T0']:.2f}. It needs a sentence that can be parsed;
-  where both shapes are spelt it brings back {kept:.0%}: a token's factors, relation and
-  both objects, are {'nearly all' if kept > 0.8 else 'not all'} that the model needs of
-  it.
+  where both shapes are spelt it brings back {kept:.0%}.
 
 The best on the average is *{best}*.
 """)
+
+# %%
+verdict({"The harm is done inside the encoder, as other tokens take something from the "
+         "new words: to drop these brings back .2 more than to hide them":
+         rewritten > hidden + 0.2,
+         "The words do their harm where the transformer looks at them: to hide them "
+         "brings back more than half": hidden > 0.5,
+         "A constant shift is most of the damage: to take it away brings back half or "
+         "more": gain.loc["shift"].mean() >= 0.5,
+         "A token's factors, relation and both objects, are nearly all that the model "
+         "needs of it: restored they bring back more than .8": kept > 0.8})
 
 # %% [markdown]
 # ## Recorded and run again
@@ -350,10 +350,6 @@ records.checked().round(3)
 # ## What was established
 
 # %%
-def verdict(holds: bool) -> str:
-    """holds or does not hold, in bold."""
-    return "**holds**" if holds else "**does not hold**"
-
 folder = claims.folder_of(model)
 shipped = (folder / "text.json").exists()
 contextual = claims.kind(folder) == "contextual" if shipped else True
@@ -363,25 +359,26 @@ price = ", ".join(f"{restored.loc[m, 'cost on T0']:.2f}"
                   for m in ("restore", "project", "relation"))
 Markdown(f"""
 - *The* leaves {the['T3 the']['mean']:.2f} [{the['T3 the']['low']:.2f},
-  {the['T3 the']['high']:.2f}] of T0 for {net.name}. Claim C14, for this kind of model,
-  {verdict(broken if contextual else unharmed)}.
-- The shift of *the* at the second shape's token
-  {'points' if moved_along else 'does not point'} along relation effects above the
-  largest null:
-  claim C15 {verdict(moved_along)} here as
-  geometry{'; it has no consequence, since the relation is not read there' if
-  moved_along and not broken else ''}.
-- {f"What breaks {net.name} is {breaking}." if lost else
-  f"No wording breaks {net.name}."}
+  {the['T3 the']['high']:.2f}] of T0 for {net.name}.
+- Wordings that cost {net.name} more than a tenth, worst first: {breaking or 'none'}.
 - Without training, tokens rebuilt from their factors bring back
   {gain.loc['restore'].mean():.0%} of the loss on the average, projecting them on what
   T0 varied {free.mean():.0%}, taking away the relation part of the mean shift
   {max(0.0, along.mean()):.0%}; costs on T0 are {price}.
-
-Not established: how a repair would fare without knowing the roles of the tokens, which
-a parser supplies here; and wordings that the parser cannot read (a misspelt shape,
-swapped clauses).
 """)
+
+# %%
+of_its_kind = {"C14, *the* breaks a contextual model": broken}
+if not contextual:
+    of_its_kind = {"C14, *the* leaves a model with random tokens alone": unharmed}
+verdict(of_its_kind | {
+    "C15, the shift of *the* at shape2 lies along relation effects, as geometry":
+    moved_along,
+    "That has a consequence: *the* breaks the model as well": moved_along and broken})
+
+# %% [markdown]
+# Not established: how a repair would fare without knowing the roles of the tokens, which a parser supplies here; and wordings that
+# the parser cannot read (a misspelt shape, swapped clauses).
 
 # %% [markdown]
 # ## Exercise

@@ -29,6 +29,7 @@ from spatial_circuits.analyses.weight_maps import qk_maps
 from spatial_circuits.book.figures import Captioned
 from spatial_circuits.book.head_figures import attention_rows, heat_tables
 from spatial_circuits.book.path_figures import two_circuits
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.claims.population import CARRIES, readings
 from spatial_circuits.data.metrics import prompt_set
@@ -164,11 +165,10 @@ broken_by_the = both_parts["axis"]["with the"] - both_parts["side"]["with the"]
 most = broken_by_the.idxmax()
 Markdown(f"""
 Whichever token is taken from the opposite prompt, the axis stays in
-{axis_kept.min(axis=None):.2f} of the pictures or more; only the side turns. With *the*,
-{most} keeps the axis in
-{both_parts['axis'].loc[most, 'with the']:.2f} and the side in
-{both_parts['side'].loc[most, 'with the']:.2f} of the pictures; in no other model do the
-two differ by more than {broken_by_the.drop(most).max():.2f}.
+{axis_kept.min(axis=None):.2f} of the pictures or more. With *the*, axis and side differ
+most in {most}, which keeps the axis in {both_parts['axis'].loc[most, 'with the']:.2f}
+and the side in {both_parts['side'].loc[most, 'with the']:.2f} of the pictures; in the
+others by {broken_by_the.drop(most).max():.2f} at most.
 """)
 
 # %% [markdown]
@@ -300,10 +300,14 @@ twins = [(n, m) for n in circuits.index for m in circuits.index
          if m.startswith(f"{n}-seed")]
 items = [f"- Relation heads of {n}: layers {', '.join(v) or 'none'}."
          for n, v in layers.items()]
-items += [f"- {a} and {b}, two seeds: the relation heads lie in "
-          f"{'the same' if layers[a] == layers[b] else 'other'} layers; head numbers "
-          "mean nothing across seeds." for a, b in twins]
 Markdown("\n".join(items))
+
+# %%
+verdict({f"{a} and {b}, two seeds, have their relation heads in the same layers":
+         layers[a] == layers[b] for a, b in twins})
+
+# %% [markdown]
+# Head numbers mean nothing across seeds.
 
 # %% [markdown]
 # ## Every wording
@@ -337,76 +341,62 @@ split = [(a, b) for a, b in siblings if way[a] != way[b]]
 def listed(values) -> str:
     """Names after one another."""
     return ", ".join(values) or "none"
-enough = "enough" if set(contextual) <= set(from_shape) else "not enough"
+
 by_way = {"from the second shape": from_shape, "from its own word": from_word,
           "in part from each": mixed}
 said = "; ".join(f"{how}: {listed(n for n in contextual if n in group)}"
                  for how, group in by_way.items())
-items = [f"""- **Context is {enough} to decide.** Of {len(contextual)} contextual models
-  these read the relation {said}."""]
-items += [f"""- **The encoder alone does not decide.** {a} and {b} have one encoder and
-  differ in the seed of training. Exchanging the relation word turns
-  {turned[a]['relation']:.2f} of the pictures in one and {turned[b]['relation']:.2f} in
-  the other, exchanging the second shape {turned[a]['shape2']:.2f} and
-  {turned[b]['shape2']:.2f}.""" for a, b in split]
-items += [f"""- **What training makes of it shows after the caption MLP.** The
-  relation's share in the second shape's token there:
+items = [f"""- **Context.** Of {len(contextual)} contextual models these read the
+  relation {said}."""]
+items += [f"""- **One encoder, two seeds of training.** In {a} and {b}, exchanging the
+  relation word turns {turned[a]['relation']:.2f} and {turned[b]['relation']:.2f} of the
+  pictures, exchanging the second shape {turned[a]['shape2']:.2f} and
+  {turned[b]['shape2']:.2f}.""" for a, b in siblings]
+items += [f"""- **What training makes of it.** The relation's share in the second
+  shape's token after the caption MLP:
   {listed(f'{n} {v:.0%}' for n, v in share.items())}; in the encoder's output:
   {listed(f'{n} {v:.0%}' for n, v in raw.items())}. The paper's T5 has 21 % and 12 %.
   (For random tokens the share is the length of the phrase.)"""]
-if "t5-untrained" in names:
-    does = "does" if "t5-untrained" in from_shape else "does not do"
-    items += [f"""- **Pretraining is not the cause.** t5-untrained, whose weights are
-  random, {does} what the paper's T5 does: it reads the side from the second shape."""]
-both_read = listed(n for n in spared if n in mixed)
-among = (f"; {both_read} among them, which reads both tokens" if both_read != "none"
-         else "")
-items += [f"""- **What breaks.** *The* breaks {listed(broken)}, which
-  {'reads' if len(broken) == 1 else 'read'} the relation from
-  {listed(sorted({carrier[n] for n in broken}))}. The others keep at least
-  {min(the[n]['mean'] for n in spared):.2f}{among}."""]
+items += [f"""- **What breaks.** With *the* less than three quarters are left of
+  {listed(f'{n} (read: {WORDS[carrier[n]]})' for n in broken)}. The others keep
+  {min((the[n]['mean'] for n in spared), default=math.nan):.2f} or more."""]
 items += [f"""- **Brittle is not one property.** Of T0, inverted sentences leave
   {listed(f'{n} {inverted[n]:.2f}' for n in names)}."""]
 Markdown("\n".join(items))
+
+# %%
+untrained = "t5-untrained" in from_shape if "t5-untrained" in names else None
+verdict({"Context is enough to decide: all contextual models read the second shape":
+         set(contextual) <= set(from_shape),
+         "The encoder alone does not decide: seeds of one encoder read other tokens":
+         bool(split) if siblings else None,
+         "Pretraining is not the cause: t5-untrained, whose weights are random, reads "
+         "the second shape as the paper's T5 does": untrained})
 
 # %% [markdown]
 # ## What was established
 
 # %%
-both = bool({carrier[n] for n in pure} == {"relation", "shape2"})
-occur = "Only one of the two mechanisms occurs in full among these models."
-if both:
-    occur = (f"Both mechanisms of the paper occur here in full ({listed(pure)}): "
-             "exchanging one token turns the objects round, exchanging the other does "
-             "nothing.")
-between = "None lies between."
-if mixed:
-    lie = "lies" if len(mixed) == 1 else "lie"
-    between = f"{listed(mixed)} {lie} between: both tokens count."
-pairs = listed(f"{a} and {b}" for a, b in split)
-seeds = ("With a contextual encoder the outcome depends on the seed of training "
-         f"({pairs})." if split else "Seeds of one encoder agree.")
-breaks = "None of these models is broken by *the*."
-if broken and set(broken) == set(from_shape):
-    breaks = (f"What *the* breaks ({listed(broken)}) is what reads the second shape "
-              "alone.")
-elif broken:
-    breaks = (f"*The* breaks {listed(broken)}, which does not follow the token that is "
-              "read.")
 parts_read = {n: readings(study[n]["exchange"]["exchange"]) for n in names
               if "exchange" in study[n]}
 apart = listed(f"{n} (side {at['side']}, axis {at['axis']})"
                for n, at in parts_read.items())
 Markdown(f"""
-- {occur}
+- Exchanging one token turns the objects round, and exchanging the other does nothing,
+  in {listed(pure)}. Both tokens count in: {listed(mixed)}.
 - Where each part is read: {apart}.
-- {between}
-- {seeds}
-- {breaks}
-
-Not established here: how often each mechanism is learned, since one to three seeds of
-an encoder say little, and what in an encoder decides.
-[Chapter 17](17_population.ipynb) takes both up with more runs, and with an encoder
-whose fusion is turned up by hand. That the share after the caption MLP is cause rather
-than consequence is open.
+- Seeds of one contextual encoder that read other tokens:
+  {listed(f'{a} and {b}' for a, b in split)}.
+- Broken by *the*: {listed(broken)}.
 """)
+
+# %%
+verdict({"Both mechanisms of the paper occur in full among these models":
+         {carrier[n] for n in pure} == {"relation", "shape2"},
+         "What *the* breaks is what reads the second shape alone":
+         bool(broken) and set(broken) == set(from_shape)})
+
+# %% [markdown]
+# Not established here: how often each mechanism is learned, since one to three seeds of an encoder say little, and what in an
+# encoder decides. [Chapter 17](17_population.ipynb) takes both up with more runs, and with an encoder whose fusion is turned up by
+# hand. That the share after the caption MLP is cause rather than consequence is open.

@@ -19,15 +19,16 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import fisher_exact
 
 from spatial_circuits.analyses.intervals import wilson
+from spatial_circuits.analyses.learning import comes_first, when_learned
 from spatial_circuits.analyses.token_exchange import TOKEN_SETS
 from spatial_circuits.book.figures import Captioned, lines
 from spatial_circuits.book.head_figures import heat_tables
+from spatial_circuits.claims.population import reading
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.store import load
 
@@ -99,17 +100,12 @@ Captioned(heat_tables(by_part, "follows the donor", columns=2),
 # token does it alone and the two together do.
 
 # %%
-def reading(row: pd.Series) -> str:
+def read_at(row: pd.Series) -> str:
     """Where a run reads a part of the relation, by the rule above."""
-    word, shape = row["relation"] >= 0.5, row["shape2"] >= 0.5
-    if word and shape:
-        return "either alone"
-    if word or shape:
-        return "relation word" if word else "second shape"
-    return "only both" if row["relation+shape2"] >= 0.5 else "elsewhere"
+    return reading(row["relation"], row["shape2"], row["relation+shape2"])
 
 OUTCOMES = ("relation word", "second shape", "either alone", "only both", "elsewhere")
-found = {part: moved(exchange, part).apply(reading, axis=1)
+found = {part: moved(exchange, part).apply(read_at, axis=1)
          for part in ("axis", "side")}
 encoder_of = dict(zip(exchange["model"], exchange["encoder"]))
 
@@ -176,34 +172,23 @@ logged = {run["name"]: run["gains"]
           for run in json.loads(Path("stacked_runs.json").read_text())
           if run["wave"] == 3}
 
-def reached(name: str, kind: str, share: float) -> float:
-    """Images until a share of the last gain is reached, interpolated."""
-    images = [g["images"] for g in logged[name]]
-    gain = np.array([g[kind]["0.9"] for g in logged[name]])
-    gain /= gain[-1]
-    i = max(1, int((gain >= share).argmax()))
-    return float(np.interp(share, gain[i - 1:i + 1], images[i - 1:i + 1]))
+def gain_of(name: str, kind: str) -> pd.Series:
+    """A run's gain of the right words at t = 0.9, by images seen."""
+    return pd.Series({g["images"]: g[kind]["0.9"] for g in logged[name]})
 
 PARTS = {"axis": "axis", "side": "order"}
-learned = pd.DataFrame({name: {(part, said): reached(name, kind, share)
-                               for part, kind in PARTS.items()
-                               for said, share in (("a tenth", 0.1), ("half", 0.5))}
+learned = pd.DataFrame({name: when_learned({part: gain_of(name, kind)
+                                            for part, kind in PARTS.items()})
                         for name in sorted(set(population["model"]))}).T
 by_encoder = learned.groupby(encoder_of)
 between = by_encoder.min().map("{:,.0f}".format) + " to "
 between + by_encoder.max().map("{:,.0f}".format)
 
 # %%
-def first_axis(said: str) -> str:
-    """In how many runs the axis reaches a share of its last gain before the side."""
-    later = learned["side", said] - learned["axis", said]
-    k, n = int((later > 0).sum()), len(later)
-    low, high = wilson(k, n)
-    return (f"- To {said} of the last gain the axis comes first in {k} of {n} runs "
-            f"[{low:.2f}, {high:.2f}], by {later.min():+,.0f} to {later.max():+,.0f} "
-            "pictures.")
-
-Markdown("\n".join(map(first_axis, ("a tenth", "half"))))
+said = ("- To {} of its last gain, the axis comes first in {:.0f} of {:.0f} runs "
+        "[{:.2f}, {:.2f}], by {:+,.0f} to {:+,.0f} pictures.")
+ahead = comes_first(learned, "axis", "side")
+Markdown("\n".join(said.format(*row) for row in ahead.itertuples()))
 
 # %% [markdown]
 # ## A dial

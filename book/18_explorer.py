@@ -19,16 +19,18 @@ from IPython.display import Markdown
 
 from spatial_circuits.analyses.heads import head_name, parse_head
 from spatial_circuits.book.explorer import (
+    READ_FROM,
     Figure,
     LiveModel,
     circuit_figure,
     compare_circuits,
     explorer,
 )
-from spatial_circuits.book.recording import Workbench
-from spatial_circuits.book.ways import WHERE, heads_by_role, token_read, way
+from spatial_circuits.book.verdict import verdict
+from spatial_circuits.book.ways import heads_by_role, token_read, way
 from spatial_circuits.book.widgets import Explorer
 from spatial_circuits.data.metrics import prompt_set
+from spatial_circuits.live.contents import Workbench
 from spatial_circuits.model.store import load
 
 full = scale == "full"
@@ -141,16 +143,20 @@ Figure(circuit_figure(ways),
 without = {h: f"without {h}" for h in chosen}
 kept = table["as told"] / table["pictures"]
 lost = [h for h, c in without.items() if kept[c] <= kept["intact"] / 2]
-needed = f"Without {' or '.join(lost)} alone, at least half of them fail."
 Markdown(f"""
 Of {len(ended)} pictures, {table.loc['intact', 'as told']} are as told when nothing is
 changed, and {table.loc[names[-1], 'as told']} show the opposite relation when it is
-written in. {needed if lost else 'No single head is needed by half of them.'} The stages
-of {', '.join(f'`{n}` start {WHERE[token_read(n)]}' for n in shown)}.
-
-Not established: that the tag is all that the object heads read. [Chapter
-10](10_injection.ipynb) measures how much of the way it explains.
+written in. Heads without which, alone, at least half of them fail: {len(lost)} of
+{len(without)} ({', '.join(lost) or 'none'}). The stages:
+{', '.join(f'`{n}` starts from {READ_FROM[token_read(n)]}' for n in shown)}.
 """)
+
+# %%
+verdict({"No single head of the circuit is needed by half of these pictures": not lost})
+
+# %% [markdown]
+# Not established: that the tag is all that the object heads read. [Chapter 10](10_injection.ipynb) measures how much of the way
+# it explains.
 
 # %% [markdown]
 # ## Exercise

@@ -43,6 +43,7 @@ from spatial_circuits.analyses.synopsis import ranking, smallest_p, synopsis
 from spatial_circuits.book.figures import Captioned, grid
 from spatial_circuits.book.head_figures import attention_rows
 from spatial_circuits.book.records import Records
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.cli import main
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.export import random_pipeline, save_pipeline
@@ -70,14 +71,15 @@ net = load(name, dtype="float16" if half else None).to("cuda" if cuda else "cpu"
 steps = 4 if model == "random" else 14
 checked = self_check(net)
 s = costs.sizes_of(net)
-said = "built here with random weights" if model == "random" else "as it was trained"
 Markdown(f"""
-{net.name}, {said}: {s.layers} layers of {s.heads} heads, {s.places} image tokens,
-{s.tokens} text tokens, {costs.parameters(s):,} weights in the transformer. Pictures
-with readers are bit-identical: **{checked.bit_identical}**. The patterns differ from
-the kernel by {checked.pattern_error:.0e} of the largest output, at most
+{net.name}: {s.layers} layers of {s.heads} heads, {s.places} image tokens, {s.tokens}
+text tokens, {costs.parameters(s):,} weights in the transformer. The patterns differ
+from the kernel by {checked.pattern_error:.0e} of the largest output, at most
 {checked.tolerance:.0e} being allowed.
 """)
+
+# %%
+verdict({"Pictures with readers are bit-identical": checked.bit_identical})
 
 # %% [markdown]
 # ## Where every head looks at a word
@@ -154,11 +156,11 @@ effects = placed_effects(frame)
 effects[["mean", "low", "high", "change", "n_prompts"]].round(2)
 
 # %%
-masked = ("The mask finds both things whatever the picture: the table shows that the "
-          "analysis runs, and its zeros mean nothing.")
 seen = effects.loc[("intact", "found"), "mean"]
-Markdown(masked if model == "random" else
-         f"The intact model shows both things in {seen:.0%} of the pictures.")
+Markdown(f"Both things are found in {seen:.0%} of the intact model's pictures.")
+
+# %% [markdown]
+# A mask finds both things whatever the picture: then the table shows that the analysis runs, and its zeros mean nothing.
 
 # %% [markdown]
 # ## An intervention as a file
@@ -226,15 +228,18 @@ gap = float((both["mean, chapter 6"] - both["mean, door"]).abs().max())
 lead = [both[f"mean, {way}"].groupby("score").idxmax().tolist()
         for way in ("chapter 6", "door")]
 alike = gap < 0.01 and lead[0] == lead[1]
-verdict = "are equal" if alike else "are **not** equal"
 Markdown(f"""
-Run side by side in fp32, latents of four prompts are equal bit by bit: **{equal}**; the
-synopsis of one picture of each differs by {straight:.1e} at most. Over all {len(both)}
-scores the numbers {verdict} to those that chapter 6 has on record: they differ by
-{gap:.4f} at most. {int(six.images.sum())} pictures count there,
-{int(again.images.sum())} here. (Chapter 6 draws in bf16 where the processor has it,
-which changes a few pictures; the door draws in fp32.)
+Run side by side in fp32, the synopsis of one picture of each of four prompts differs by
+{straight:.1e} at most. Over all {len(both)} scores the numbers differ by {gap:.4f} at
+most from those that chapter 6 has on record. {int(six.images.sum())} pictures count
+there, {int(again.images.sum())} here. (Chapter 6 draws in bf16 where the processor has
+it, which changes a few pictures; the door draws in fp32.)
 """)
+
+# %%
+verdict({"Side by side, latents of four prompts are equal bit by bit": equal,
+         "The numbers are those of chapter 6: within .01, and the same heads lead":
+         alike})
 
 # %%
 records.checked().round(3)
@@ -300,16 +305,13 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 # ## What was established
 
 # %%
-truth = {True: "holds", False: "does **not** hold"}
-Markdown(f"""
-- That readers tell the truth and leave pictures alone **{truth[checked.passed]}** for
-  {net.name}.
-- That an edit in a file is the same by command and by Python
-  **{truth[status == 0 and torch.allclose(by_command, edited.maps, atol=1e-3)]}**.
-- That `rte` through stock diffusers gives chapter 6's numbers
-  **{truth[alike and equal]}**.
+by_both = torch.allclose(by_command, edited.maps, atol=1e-3)
+verdict({f"Readers tell the truth about {net.name} and leave pictures alone":
+         checked.passed,
+         "An edit in a file is the same by command and by Python":
+         status == 0 and by_both,
+         "`rte` through stock diffusers gives chapter 6's numbers": alike and equal})
 
-Not established: anything about a pretrained PixArt, unless this page was run on one;
-nor that shapes of our detector, or boxes of a zero-shot one, are good places in
-photographs. The hours and gigabytes above are counted, not measured.
-""")
+# %% [markdown]
+# Not established: anything about a pretrained PixArt, unless this page was run on one; nor that shapes of our detector, or boxes
+# of a zero-shot one, are good places in photographs. The hours and gigabytes above are counted, not measured.

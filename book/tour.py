@@ -25,6 +25,7 @@ from spatial_circuits.analyses.injection import relation_vectors, steer
 from spatial_circuits.analyses.weight_maps import screen_words
 from spatial_circuits.book.figures import Captioned, grid, lines
 from spatial_circuits.book.head_figures import attention_rows
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.book.ways import heads_by_role
 from spatial_circuits.data.metrics import prompt_set, score
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
@@ -142,16 +143,14 @@ turned.round(2)
 
 # %% tags=["remove-input"]
 by_word, by_shape = turned.loc["grafted", ["relation", "shape2"]]
-reads = "rather from **the relation word**"
-if abs(by_word - by_shape) < 0.2:
-    reads = "from **neither more than from the other**, if at all"
-elif by_shape > by_word:
-    reads = "rather from **the second shape's word**"
-Markdown(f"""
-Of these two words {net.name} reads the relation {reads}. Which it is depends on the
-text encoder, and on the luck of a training run: [chapter 13](13_which_token.ipynb),
-[chapter 17](17_population.ipynb).
-""")
+verdict({f"{net.name} reads the relation rather from its own word than from the second "
+         "shape's, by .2 of the pictures or more": by_word >= by_shape + 0.2,
+         "Rather from the second shape's word than from its own":
+         by_shape >= by_word + 0.2})
+
+# %% [markdown]
+# Which it is depends on the text encoder, and on the luck of a training run: [chapter 13](13_which_token.ipynb), [chapter
+# 17](17_population.ipynb).
 
 # %% [markdown]
 # ## 7. Write a relation in

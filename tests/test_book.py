@@ -143,11 +143,11 @@ def test_sync_and_staleness_compare_sources_not_times(toy, tmp_path):
     assert run_book(book, check=True) == [book / "second.ipynb"]
     assert pair(book) == []  # nothing to do, so the outputs stay
     (book / "second.py").write_text(text + "\n# %%\nprint(1)\n")
-    assert not notebooks.in_sync(book / "second.py", book / "second.ipynb")
+    assert notebooks.difference(book / "second.py", book / "second.ipynb")
     with pytest.raises(NotebookError, match="second: .*does not hold the cells"):
         run_book(book, check=True)
     assert pair(book) == [book / "second.ipynb"]
-    assert notebooks.in_sync(book / "second.py", book / "second.ipynb")
+    assert notebooks.difference(book / "second.py", book / "second.ipynb") is None
     with pytest.raises(NotebookError, match="second: .*missing or stale"):
         run_book(book, check=True)
 
@@ -191,7 +191,7 @@ def test_parameters_make_a_variant_in_its_own_folder(toy):
     assert first == toy.parent / "_build" / "variants" / "scale=smoke,seed=7" / "book" / "first.ipynb"
     assert printed(first).split("\n")[1] == "7 smoke"
     assert notebooks.load_notebook(first).metadata.spatial_circuits_run.parameters == {"seed": 7, "scale": "smoke"}
-    assert not notebooks.stale(notebooks.load_notebook(first)) and notebooks.in_sync(toy / "first.py", first)
+    assert not notebooks.stale(notebooks.load_notebook(first)) and notebooks.difference(toy / "first.py", first) is None
     assert second.exists() and (first.parent / "data.csv").exists()
     assert (first.parents[1] / "_toc.yml").exists()
     assert (toy / "first.ipynb").read_bytes() == before

@@ -268,8 +268,8 @@ def test_what_the_shipped_models_say_is_on_record():
 
 
 @pytest.mark.parametrize("files, message", [
-    ({"text": {}}, "text.json has no entry 'name'"), ({"text": {"name": "rte"}}, "recipe.json cannot be read"),
-    ({"text": {"name": "rte"}, "recipe": {}}, "recipe.json has no entry 'size'; it has none"), ({"text": []}, "no JSON object but a list")])
+    ({"text": {"a": 1}}, "text.json has no entry 'name'; it has a"), ({"text": {"name": "rte"}}, "recipe.json is missing"),
+    ({"text": {"name": "rte"}, "recipe": {}}, "recipe.json is damaged"), ({"text": []}, "text.json is damaged")])
 def test_a_folder_without_what_tells_its_kind_is_refused_by_name(tmp_path, files, message):
     for name, record in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
@@ -279,8 +279,8 @@ def test_a_folder_without_what_tells_its_kind_is_refused_by_name(tmp_path, files
 
 @pytest.mark.parametrize("records, message", [
     ({"synopsis": {"heads": []}}, "synopsis.json lacks what the claims read there .two heads by the score relation"),
-    ({"evaluation": {}}, "evaluation.json has no entry 'metrics'"), ({"evaluation": {"metrics": {"shape": {}}}}, "evaluation.json lacks .*loose"),
-    ({"factors": {"partition": []}}, "factors.json lacks .*a row with token shape2, stage encoder"), ({"screen": []}, "screen.json holds no JSON"),
+    ({"evaluation": {"n": 1}}, "evaluation.json has no entry 'metrics'"), ({"evaluation": {"metrics": {"shape": {}}}}, "evaluation.json lacks .*loose"),
+    ({"factors": {"partition": []}}, "factors.json lacks .*a row with token shape2, stage encoder"), ({"screen": []}, "screen.json is damaged: it holds no JSON"),
     ({"arithmetic": {"moved": []}}, "arithmetic.json lacks .*token shape2"),
     ({"synopsis": synopsis([0.5, 0.1], [0.5, 0.1], [0.9]), "ablation": {"effects": []}}, "synopsis.json or ablation.json lacks")])
 def test_a_table_without_what_a_judge_reads_is_refused_by_name(tmp_path, records, message):
@@ -290,5 +290,5 @@ def test_a_table_without_what_a_judge_reads_is_refused_by_name(tmp_path, records
 
 def test_a_broken_table_is_refused_by_name(tmp_path):
     (tmp_path / "tokens.json").write_text("{")
-    with pytest.raises(ValueError, match="tokens.json cannot be read"):
+    with pytest.raises(ValueError, match="tokens.json is missing or damaged"):
         claims.evidence(tmp_path)

@@ -12,7 +12,7 @@ from spatial_circuits.model.transformer import build_transformer
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 SOLUTION = re.compile(r":::\{admonition\} Solution\n:class: dropdown\n\n```python\n(.*?)\n```\n\n(.+?)\n:::", re.S)
-UNTRAINED = ("05_evaluation", "06_synopsis", "07_relation_head", "09_ablation", "10_injection", "11_circuit", "13_which_token")
+UNTRAINED = ("04_training", "05_evaluation", "06_synopsis", "07_relation_head", "09_ablation", "10_injection", "11_circuit", "13_which_token")
 
 
 def cells(name: str) -> list:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packing import unpacked
 from PIL import Image
 
 from spatial_circuits.analyses.weight_maps import cross_weights, project_captions, shape_keys
@@ -23,7 +24,6 @@ from spatial_circuits.book.explorer import (
     packed,
     percents,
     strip,
-    unpacked,
 )
 from spatial_circuits.book.recording import SAID, Workbench, record, role_ramps
 from spatial_circuits.hooks.attach import hooked

@@ -158,6 +158,42 @@ def test_an_unknown_word_is_explained_and_the_picture_stays(tab):
     assert "Drawn in" in tab.text()
 
 
+def test_a_number_that_may_not_stand_in_a_field_is_named_and_the_field_keeps_its_own(tab):
+    """Nothing is clamped or rounded in silence, in any of the fields."""
+    named, group = tab.tab.locator(".sc [role=status]"), tab.tab.get_by_role("group")
+    tab.after(lambda: tab.tab.get_by_role("radio", name="L0H1").click() or group.filter(has_text="Change a head").get_by_role("combobox").select_option("scaled"))
+    tab.after(lambda: tab.tab.get_by_role("combobox", name="Write in").select_option("below"))
+    fields = {"seed": tab.tab.get_by_label("Seed", exact=True), "steps": tab.tab.get_by_label("Steps", exact=True),
+              "guidance": tab.tab.get_by_label("Guidance", exact=True),
+              "L0H1 times": group.filter(has_text="Change a head").get_by_label("times"),
+              "relation times": group.filter(has_text="Another relation").get_by_label("times")}
+    before = tab.tab.evaluate("document.querySelector('.sc').dataset.drawn")
+    for name, typed, allowed in (("seed", "-1", "a whole number from 0 to 4294967295"), ("seed", "2.5", "a whole number from 0 to 4294967295"),
+                                 ("steps", "99", "a whole number from 1 to 40"), ("steps", "", "a whole number from 1 to 40"),
+                                 ("guidance", "31", "a number from -30 to 30"), ("L0H1 times", "9", "a number from -4 to 4"),
+                                 ("relation times", "-5", "a number from -4 to 4")):
+        kept = fields[name].input_value()
+        fields[name].fill(typed)
+        fields[name].press("Enter")
+        assert named.locator("li").all_text_contents() == [f"{name}={typed or 'nothing'}: {allowed}."] and named.is_visible()
+        assert fields[name].input_value() == kept and kept not in ("", typed)
+    assert tab.tab.evaluate("document.querySelector('.sc').dataset.drawn") == before       # nothing was asked for
+    fields["L0H1 times"].fill("2")
+    tab.after(lambda: fields["L0H1 times"].press("Enter"))
+    assert not named.is_visible() and "L0H1 times 2" in tab.captions()[1]
+    tab.after(lambda: tab.tab.get_by_role("button", name="Undo all changes").click())
+
+
+def test_what_is_still_to_be_chosen_is_said(tab):
+    group = tab.tab.get_by_role("group").filter(has_text="Another relation")
+    group.get_by_label("times").fill("2")
+    group.get_by_label("times").press("Enter")
+    assert "Choose the relation" in tab.text()
+    tab.tab.get_by_role("textbox", name="taken from the sentence").fill("red square is below blue triangle")
+    tab.tab.get_by_role("textbox", name="taken from the sentence").press("Enter")
+    assert "Choose the word" in tab.text()
+
+
 def test_what_is_not_drawn_yet_is_neither_shown_nor_saved(tab):
     """Captions tell of the picture that is there, whatever was asked for since."""
     field, head = tab.tab.get_by_role("textbox", name="sentence", exact=True), tab.tab.get_by_role("radio", name="L0H1")

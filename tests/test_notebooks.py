@@ -93,6 +93,45 @@ def test_its_functions_are_short(name):
                 assert node.end_lineno - node.lineno < LONGEST, f"{node.name} has over {LONGEST} lines"
 
 
+FULL = 6    # words: what is shorter names something, and is no sentence
+
+
+def conditional_prose(source: str) -> list[str]:
+    """Where a sentence is chosen by a condition, or a condition stands within a text."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        chosen = []
+        if isinstance(node, ast.JoinedStr):
+            found += [ast.unparse(x) for x in ast.walk(node) if isinstance(x, ast.IfExp)]
+        elif isinstance(node, ast.IfExp):
+            chosen = [node.body, node.orelse]
+        elif isinstance(node, ast.If):
+            chosen = [x.value for x in [*node.body, *node.orelse] if isinstance(x, (ast.Assign, ast.AugAssign))]
+        elif isinstance(node, ast.Dict) and any(isinstance(k, ast.Constant) and isinstance(k.value, bool) for k in node.keys):
+            chosen = node.values
+        found += [ast.unparse(x) for x in chosen if said(x) >= (3 if isinstance(node, ast.Dict) else FULL)]
+    return found
+
+
+def said(node: ast.AST) -> int:
+    """Words of a text that stands there as it is."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return sum(len(p.value.split()) for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str))
+
+
+@pytest.mark.parametrize("source", [
+    "Markdown(f\"It {'holds' if x else 'does not hold'}.\")", "so = 'So it is the word that is read.' if x else ''",
+    "so = ''\nif x:\n    so = f'So it is the word {y} that is read.'", "word = {True: 'holds', False: 'does not hold'}"])
+def test_a_sentence_from_a_condition_is_found(source):
+    assert conditional_prose(source)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_sentence_is_built_from_a_condition(name):
+    """What holds for any run is written out; what may turn out otherwise is a verdict, set apart."""
+    assert conditional_prose((BOOK / f"{name}.py").read_text()) == []
+
+
 @pytest.mark.parametrize("name", CHECKED)
 def test_its_tagged_numbers_have_not_drifted(name):
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "--rootdir", str(TOP)]

@@ -233,8 +233,9 @@ def test_the_explorer_in_the_page_holds_what_the_notebook_recorded(visit, site):
     import json
     import re
 
+    from packing import unpacked
+
     from spatial_circuits.book import notebooks
-    from spatial_circuits.book.explorer import unpacked
     tab, _ = visit(site / "book" / "18_explorer.html")
     nb = notebooks.load_notebook(BOOK / "18_explorer.ipynb")
     htmls = [o.data["text/html"] for c in nb.cells for o in c.get("outputs", []) if 'class="sc"' in str(o.get("data", {}).get("text/html", ""))]

@@ -77,7 +77,7 @@ def test_resume_refuses_what_auto_precision_became(go, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text, message", [
-    (None, "run.json is missing"), ("[]", "run.json is damaged"), ("{", "run.json is damaged")])
+    (None, "run.json is missing"), ("[]", "run.json is damaged"), ("{", "run.json is .*damaged: Expecting")])
 def test_a_record_that_is_gone_or_damaged_is_named(go, tmp_path, text, message):
     go(stop_at=2)
     path = tmp_path / "a" / "run.json"

@@ -183,6 +183,13 @@ def test_a_word_that_the_prompt_lacks_is_explained(untrained):
     assert "holds no colour1; choose from shape1, relation, shape2" in message and ready(untrained)
 
 
+def test_a_seed_out_of_range_is_named_and_what_was_drawn_stays(untrained):
+    before = untrained.recording
+    untrained.seed.value = -1
+    assert "seed is -1; give a whole number from 0 to 2147483647" in untrained.message.value
+    assert untrained.recording is before and ready(untrained)
+
+
 def test_controls_are_disabled_while_it_draws(untrained, monkeypatch):
     states, original = [], recordings.run
 

@@ -10,6 +10,7 @@ notebooks               notebooks as files: twins, comparison, what is stripped 
 records                 a chapter's slow calls, kept by hash (sources, frozen), re-run in part
 sphinx                  the extension of the HTML build: what all pages share
 figures, head_figures   a new figure: a function from tables or tensors to a matplotlib figure
+verdict                 what may turn out otherwise in a run, set apart from the text
 recording, explorer     the explorer of the pages: what it records, and its HTML
 ways                    one model's way from words to picture, by the heads that its tables name
 claims_grid, first_page the first page: claims by run, and the figures of its sentences

@@ -6,6 +6,7 @@ with the code, and holds every import to the direction that LAYERS gives.
 import ast
 import textwrap
 from html import escape
+from importlib.util import resolve_name
 from pathlib import Path
 
 LIBRARY = Path(__file__).parents[1]
@@ -32,19 +33,13 @@ def modules(library: Path = LIBRARY) -> dict[str, Path]:
 
 def imports(name: str, source: str) -> set[str]:
     """The packages that a module (dotted name) of this source imports from, wherever it does so."""
-    found = set()
-    inside = name.split(".")[:-1]
+    inside = f"spatial_circuits.{name}".rpartition(".")[0]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        parts = (node.module or "").split(".")
-        if node.level == 0 and parts[0] == "spatial_circuits":
-            parts = parts[1:]
-        elif node.level == 0:
-            continue
-        elif node.level <= len(inside):
-            parts = inside[:len(inside) - node.level + 1]
-        found.update([parts[0]] if parts and parts[0] else [alias.name for alias in node.names])
+        if isinstance(node, ast.ImportFrom):
+            target = resolve_name("." * node.level + (node.module or ""), inside)
+            found.update(f"{target}.{alias.name}".split(".")[1] for alias in node.names
+                         if target.split(".")[0] == "spatial_circuits")
     return found - {name.split(".")[0], "__version__"}
 
 

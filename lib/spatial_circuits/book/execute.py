@@ -96,7 +96,7 @@ def skip_grammar() -> None:
 
 def _execute(notebook: str, partial: str, given: str, cwd: str, parent: str) -> None:
     """What the process does. It ends with its parent, and a SIGTERM closes its kernel."""
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGTERM)
     if os.getppid() != int(parent):
@@ -106,10 +106,6 @@ def _execute(notebook: str, partial: str, given: str, cwd: str, parent: str) -> 
     values = json.loads(Path(given).read_text(encoding="utf-8"))
     papermill.execute_notebook(notebook, partial, values, kernel_name="python3", cwd=cwd,
                                progress_bar=False)
-
-
-def _end(*_) -> None:
-    sys.exit(1)
 
 
 if __name__ == "__main__":

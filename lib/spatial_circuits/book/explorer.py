@@ -7,12 +7,10 @@ pictures are WebP strips.
 import base64
 import io
 import json
-import zlib
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -25,16 +23,17 @@ from ..data.captions import parse
 from ..data.metrics import score
 from ..data.scenes import REVERSE
 from ..hooks.core import Heads
+from ..live.contents import Workbench, packed_bytes
 from ..text.counterparts import restated
 from ..text.roles import role_table
-from .figures import ROLE_COLORS
+from .figures import ROLE_COLORS, rgb
 from .head_figures import CIRCUIT_COLORS
-from .recording import SAID, Change, Recording, Workbench, decoded, record, role_ramps
+from .recording import SAID, Change, Recording, decoded, record, role_ramps
 
 _KINDS = ("explorer", "circuit", "live")
 CIRCUIT_STAGES = ("words", "relation heads look", "they leave a tag", "object heads read it",
                   "picture")
-_READ_FROM = {"relation": "the relation word", "shape2": "the second shape's word"}
+READ_FROM = {"relation": "the relation word", "shape2": "the second shape's word"}
 
 
 def percents(attention: Tensor) -> np.ndarray:
@@ -47,15 +46,7 @@ def packed(values: np.ndarray) -> str:
     deflated."""
     steps = np.diff(values, axis=2, prepend=np.zeros_like(values[:, :, :1]))
     steps[:, 1:] -= steps[:, :1].copy()
-    return _text(zlib.compress(steps.tobytes(), 9))
-
-
-def unpacked(text: str, shape: Sequence[int]) -> np.ndarray:
-    """What `packed` packed."""
-    data = zlib.decompress(base64.b64decode(text))
-    steps = np.frombuffer(data, np.uint8).reshape(shape).copy()
-    steps[:, 1:] += steps[:, :1]
-    return np.cumsum(steps, axis=2, dtype=np.uint8)
+    return packed_bytes(steps.tobytes())
 
 
 def _text(data: bytes) -> str:
@@ -72,8 +63,7 @@ def strip(frames: Tensor, quality: int = 60) -> str:
 
 def _colour_maps() -> list[str]:
     """The two colour maps as 256 RGB triples each, base64."""
-    maps = (matplotlib.colormaps[name](np.linspace(0, 1, 256)) for name in ("viridis", "PuOr_r"))
-    return [_text((rgba[:, :3] * 255).round().astype(np.uint8).tobytes()) for rgba in maps]
+    return [_text(rgb(np.linspace(0, 1, 256), signed).tobytes()) for signed in (False, True)]
 
 
 def outcome(row: pd.Series) -> str:
@@ -124,8 +114,8 @@ def explorer(bench: Workbench, recordings: Sequence[Recording], members: dict[st
     role = SAID.index("relation")
     looks = attention[:, 0].mean((0, 1, -1, -2))[..., role]              # [L, H]
     return {"kind": "explorer", "shape": list(attention.shape[:6]), "attention": packed(attention),
-            "strips": strips, "prompts": prompts, "ramps": _text(zlib.compress(
-                (ramps / unit).round().to(torch.int8).numpy().tobytes(), 9)),
+            "strips": strips, "prompts": prompts,
+            "ramps": packed_bytes((ramps / unit).round().to(torch.int8).numpy().tobytes()),
             "rampUnit": unit, "roles": list(SAID), "role": role, "head": int(looks.argmax()),
             "conditions": first.conditions, "members": members, "memberColours": CIRCUIT_COLORS,
             "roleColours": ROLE_COLORS, "colours": _colour_maps()}
@@ -171,15 +161,15 @@ def mechanism(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads],
     """One model's way from the words to the picture, for each prompt, in CIRCUIT_STAGES.
 
     heads: (layer, head) by role, "relation" and "object" among them. reads: the role of the token
-    from which the relation is read. Raises ValueError for another role than _READ_FROM has.
+    from which the relation is read. Raises ValueError for another role than READ_FROM has.
     """
-    if reads not in _READ_FROM:
-        raise ValueError(f"role {reads!r} is unknown; choose from {', '.join(_READ_FROM)}")
+    if reads not in READ_FROM:
+        raise ValueError(f"role {reads!r} is unknown; choose from {', '.join(READ_FROM)}")
     seeds = [seed * 1_000_000 + i for i in range(len(prompts))]
     recording = record(bench, prompts, {}, seeds)
     ramps, tags = role_ramps(bench.model, prompts), _tags(bench, recording, heads, reads)
     member = {role: ", ".join(head_name(*h) for h in hs) or "none" for role, hs in heads.items()}
-    k, said, last = SAID.index(reads), _READ_FROM[reads], recording.guesses.shape[2] - 1
+    k, said, last = SAID.index(reads), READ_FROM[reads], recording.guesses.shape[2] - 1
     steps = sorted({s for s in (0, 1, 2, 4) if s < last} | {last})
     runs = []
     for i, prompt in enumerate(prompts):

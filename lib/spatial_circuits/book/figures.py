@@ -81,6 +81,12 @@ def shade(ax: Axes, values: Tensor, top: float, signed: bool, **options) -> Axes
                      cmap="PuOr_r" if signed else "viridis", **options)
 
 
+def rgb(values: np.ndarray, signed: bool = False) -> np.ndarray:
+    """Values in 0..1 in the book's colours (0.5 being zero where `signed`), uint8 [..., 3]."""
+    colours = plt.get_cmap("PuOr_r" if signed else "viridis")(values)
+    return (colours[..., :3] * 255).round().astype(np.uint8)
+
+
 def scale_of(values: Tensor, top: float | None = None) -> tuple[float, bool]:
     """`top` and `signed` of `shade` for values of any shape; a map of zeros gets the top 1."""
     return top or float(values.abs().max()) or 1.0, bool((values < 0).any())

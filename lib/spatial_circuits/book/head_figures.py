@@ -9,9 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from .figures import WIDTH, scale_of, shade, show_picture, spaced, styled
@@ -88,24 +92,39 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
     Points of a group that lie close together share a label; lines mark both zeros.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
-    span = pd.concat(groups).agg(lambda c: c.max() - c.min())[["x", "y"]] / 20
-    for k, (name, frame) in enumerate(groups.items()):
-        color = ax.plot(frame["x"], frame["y"], "o", markersize=4, label=name)[0].get_color()
-        labels: dict[tuple[float, float], list[str]] = {}
-        for label, x, y in frame[["x", "y"]].itertuples():
-            near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
-            labels.setdefault(near[0] if near else (x, y), []).append(label)
-        up = ("top", -3) if k % 2 else ("bottom", 3)
-        for (x, y), names in labels.items():
-            room, side, shift = (10, "left", 4) if x >= 0 else (24, "right", -4)
-            ax.annotate(textwrap.fill(", ".join(names), room), (x, y), (shift, up[1]), fontsize=7,
-                        textcoords="offset points", color=color, ha=side, va=up[0])
+    for name, frame in groups.items():
+        ax.plot(frame["x"], frame["y"], "o", markersize=4, label=name)
     ax.axhline(0, color="#8C8C8C", linewidth=0.8)
     ax.axvline(0, color="#8C8C8C", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.1, y=0.1)
     figure.legend(loc="outside right center")
+    figure.draw_without_rendering()                    # from here on it is known where things lie
+    every = pd.concat(groups)[["x", "y"]]
+    span = (every.max() - every.min()) / 20
+    edges = 9 * [*ax.spines.values()] + ax.lines[-2:]  # the axes' ends count most
+    taken = [edge.get_window_extent() for edge in edges]
+    taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(every)]
+    for line, frame in zip(ax.lines, groups.values()):
+        labels: dict[tuple[float, float], list[str]] = {}
+        for label, x, y in frame[["x", "y"]].itertuples():
+            near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
+            labels.setdefault(near[0] if near else (x, y), []).append(label)
+        for point, names in labels.items():
+            note = ax.annotate(textwrap.fill(", ".join(names), 18), point, (4, 1), fontsize=7,
+                               textcoords="offset points", color=line.get_color(), in_layout=False)
+            taken.append(_moved_clear(note, taken))
     return figure
+
+
+def _moved_clear(note: Annotation, taken: Sequence[Bbox]) -> Bbox:
+    """Put a note at the corner of its point where it covers least of what is taken; its box."""
+    def box(corner: tuple[float, float]) -> Bbox:
+        note.set(position=corner, ha="left" if corner[0] > 0 else "right",
+                 va="bottom" if corner[1] > 0 else "top")
+        return note.get_window_extent()
+    corners = [(x, y) for x in (4, -4) for y in (1, -1, 6, -6)]
+    return box(min(corners, key=lambda corner: box(corner).count_overlaps(taken)))
 
 
 @styled
@@ -152,6 +171,23 @@ def diagram(members: dict[str, Sequence[str]], edges: Sequence[tuple[str, str, s
     return figure
 
 
+def filled(ax: Axes, frame: pd.DataFrame, texts: pd.DataFrame, bold: pd.DataFrame | None = None,
+           size: float = 6.5, **options) -> AxesImage:
+    """Draw a frame as a heat map, with a text in each cell that is not NaN; its rows are named."""
+    values = frame.to_numpy(float)
+    image = ax.imshow(values, aspect="auto", **options)
+    for (y, x), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            ink = "white" if sum(image.cmap(image.norm(value))[:3]) < 1.5 else "black"
+            heavy = bold is not None and bold.iloc[y, x]
+            ax.text(x, y, texts.iloc[y, x], ha="center", va="center", fontsize=size, color=ink,
+                    weight="bold" if heavy else "normal")
+    ax.set_yticks(range(len(frame)), [spaced(i) for i in frame.index], fontsize=7)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return image
+
+
 @styled
 def heat_tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, vmin: float = 0.0,
                 vmax: float = 1.0, xlabel: str = "", ylabel: str = "") -> Figure:
@@ -174,18 +210,10 @@ def heat_tables(frames: dict[str, pd.DataFrame], label: str, columns: int = 3, v
     for ax in axes.flat[len(frames):]:
         ax.set_axis_off()
     for ax, (title, frame) in zip(axes.flat, frames.items()):
-        values = frame.to_numpy(float)
-        image = ax.imshow(values, vmin=vmin, vmax=vmax, cmap=cmap, aspect="auto")
-        for (y, x), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                ink = "white" if sum(image.cmap(image.norm(value))[:3]) < 1.5 else "black"
-                ax.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=ink)
+        texts = frame.astype(float).map("{:.2f}".format)
+        image = filled(ax, frame, texts, vmin=vmin, vmax=vmax, cmap=cmap)
         ax.set_xticks(range(frame.shape[1]), names, fontsize=7, rotation=0 if level else 90)
-        ax.set_yticks(range(len(frame)), [spaced(i) for i in frame.index], fontsize=7)
-        ax.set_title(title)
-        ax.set_xlabel(xlabel)
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
+        ax.set(title=title, xlabel=xlabel)
     for line in axes:
         line[0].set_ylabel(ylabel)
     figure.colorbar(image, ax=axes, label=label, shrink=0.9, aspect=25)

@@ -61,25 +61,21 @@ def source_hash(nb: NotebookNode) -> str:
     return hashlib.sha256(json.dumps(sources(nb)).encode()).hexdigest()
 
 
-def in_sync(py: Path, ipynb: Path) -> bool:
-    """Whether a text twin and its notebook hold the same cells; file times do not count."""
-    return Path(ipynb).exists() and sources(twin(py)) == sources(load_notebook(ipynb))
-
-
 def edited(nb: NotebookNode) -> bool:
     """Whether cells were changed, added or removed since the notebook was written from a twin."""
     return _made_by(nb) != source_hash(nb)
 
 
 def difference(py: Path, ipynb: Path) -> str | None:
-    """How a notebook and its twin differ, which one is newer and what to do; None if they agree."""
+    """How a notebook and its twin differ, which one is newer and what to do; None if they hold the
+    same cells. File times do not count."""
     run = f"`spatial-circuits run-book --in-place {py.stem}`"
     if not ipynb.exists():
         return f"{ipynb.name} does not exist; {run} makes it"
-    if in_sync(py, ipynb):
+    nb, made_of = load_notebook(ipynb), source_hash(twin(py))
+    if source_hash(nb) == made_of:
         return None
     differ = f"{ipynb.name} does not hold the cells of {py.name}; "
-    nb, made_of = load_notebook(ipynb), source_hash(twin(py))
     if not edited(nb):
         return f"{differ}{py.name} is newer; {run} brings it over"
     if _made_by(nb) == made_of:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from .figures import ROLE_COLORS, WIDTH, spaced, styled
-from .head_figures import CIRCUIT_COLORS
+from .figures import ROLE_COLORS, WIDTH, styled
+from .head_figures import CIRCUIT_COLORS, filled
 
 MOVED = (("side, opposite donor", "opposite", "side"), ("axis, turned donor", "turned", "axis"),
          ("side given axis, turned donor", "turned", "side given axis"))
@@ -25,27 +25,18 @@ def token_matrix(table: Sequence[dict[str, Any]], level: float = 0.05) -> Figure
     """Tokens x parts, from the rows of `token_exchange.exchange_table` as an exchange record holds
     them: the share that follows the donor, with its interval; bold where it is beyond the control
     (p below `level`)."""
-    frame = pd.DataFrame(table)
-    tokens = list(dict.fromkeys(frame[frame["kind"] == "opposite"]["tokens"]))
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(tokens) + 0.7))
-    cells = frame.set_index(["kind", "tokens", "part"])
-    shares = [[cells.loc[(kind, t, part), "share"] for _, kind, part in MOVED] for t in tokens]
-    values = pd.DataFrame(shares, tokens).astype(float)
-    image = ax.imshow(values, vmin=0, vmax=1, aspect="auto")
-    for y, token in enumerate(tokens):
-        for x, (_, kind, part) in enumerate(MOVED):
-            row = cells.loc[(kind, token, part)]
-            if pd.isna(row["share"]):
-                continue
-            text = f"{row['share']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-            beyond = not pd.isna(row["p"]) and row["p"] < level
-            ax.text(x, y, text, ha="center", va="center", fontsize=7,
-                    weight="bold" if beyond else "normal",
-                    color="black" if row["share"] > 0.6 else "white")
-    ax.set_xticks(range(len(MOVED)), [name for name, _, _ in MOVED])
-    ax.set_yticks(range(len(tokens)), [spaced(t).replace("+", " + ") for t in tokens], fontsize=7)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
+    frame, parts = pd.DataFrame(table), {}
+    for name, kind, part in MOVED:
+        rows = frame[(frame["kind"] == kind) & (frame["part"] == part)].set_index("tokens")
+        parts[name] = rows[["share", "low", "high", "p"]].astype(float)
+    shares = pd.DataFrame({name: rows["share"] for name, rows in parts.items()})
+    beyond = pd.DataFrame({name: rows["p"] < level for name, rows in parts.items()})
+    texts = pd.DataFrame({name: rows.apply("{share:.2f} [{low:.2f}, {high:.2f}]".format_map, axis=1)
+                          for name, rows in parts.items()})
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.24 * len(shares) + 0.7))
+    image = filled(ax, shares.rename(index=lambda t: t.replace("+", " + ")), texts, beyond, 7,
+                   vmin=0, vmax=1)
+    ax.set_xticks(range(len(MOVED)), list(parts))
     figure.colorbar(image, ax=ax, label="follows the donor", aspect=25)
     return figure
 
@@ -131,6 +122,6 @@ def _arrow(ax: Axes, start: tuple[str, float], end: tuple[str, float], label: st
     ax.add_patch(FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=10,
                                  shrinkA=0, shrinkB=0, color="#4D4D4D", zorder=1))
     if label:
-        ax.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.05, textwrap.fill(label, 22), ha="center",
-                va="bottom", fontsize=7, zorder=5,
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2, textwrap.fill(label, 13), ha="center",
+                va="center", fontsize=7, zorder=5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})

@@ -7,34 +7,28 @@ CPU.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..analyses.ablation import mean_outputs
-from ..analyses.factors import labels, partition, relation_effects, token_vectors
+from ..analyses.factors import token_vectors
 from ..analyses.heads import head_conditions
-from ..analyses.injection import relation_vectors
 from ..analyses.sweep import spread
 from ..analyses.synopsis import RoleAttention
 from ..analyses.weight_maps import qk_maps
-from ..claims.population import injection_layer
 from ..data.captions import ROLES, parse
-from ..data.metrics import prompt_set
 from ..data.scenes import RELATIONS
 from ..hooks.core import Heads, Hook
 from ..hooks.edits import Ablate, AddResidual, MaskKeys
 from ..hooks.run import run
+from ..live.contents import Workbench
 from ..model.pipeline import Model
-from ..model.sampler import STEPS
 from ..text.batch import TextBatch
 from ..text.prepared import Prepared
 from ..text.roles import role_table
 
 SAID = ROLES[:5]                                   # the roles that a complete prompt holds
 CHANGE_SITES = ("stream", "relation", "shape2")    # where another relation is written in
-LAYOUT_STEPS = slice(0, 3)                         # whose relation vectors: layout is set early
 
 
 @dataclass(frozen=True)
@@ -72,47 +66,6 @@ class Change:
     def writes(self, where_tokens: bool) -> bool:
         """Whether it writes a relation into tokens (True) or into the residual stream (False)."""
         return self.relation is not None and (self.site != "stream") == where_tokens
-
-
-class Workbench:
-    """A model with what its changes need, made at first use and kept.
-
-    Relations are written into the stream before the `layer` of the first of the `readers`, the
-    object heads, or into the position embedding (0) if none are known (chapter 10).
-    """
-
-    def __init__(self, model: Model, relation_heads: Heads = (),
-                 prompts: Sequence[str] | None = None, steps: int = STEPS, readers: Heads = ()):
-        self.model, self.relation_heads, self.steps = model, list(relation_heads), steps
-        self.layer = injection_layer(readers)
-        self.prompts = prompts or prompt_set("264")
-        self._effects: dict[str, Tensor] = {}
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """Mean outputs of all heads [steps, branches, L, H, N, d], over all phrases."""
-        return mean_outputs(self.model, self.prompts[:22], steps=self.steps)
-
-    @cached_property
-    def vectors(self) -> Tensor:
-        """[8, N, D]: what the relation heads write for each relation, early in the run.
-
-        Raises ValueError if no relation heads are known.
-        """
-        if not self.relation_heads:
-            raise ValueError(f"no relation heads are known for the model {self.model.name}; write "
-                             "the relation into a token instead")
-        prompts, heads = self.prompts[:44], self.relation_heads
-        vectors = relation_vectors(self.model, prompts, heads, steps=self.steps)
-        return vectors[:, LAYOUT_STEPS].mean(1).cpu()
-
-    def effects(self, role: str) -> Tensor:
-        """[8, D]: the effect of each relation on the embedding of a role's token (`factors`)."""
-        if role not in self._effects:
-            vectors = token_vectors(self.model.encoder, self.prompts, role).cpu()
-            parts = partition(vectors, labels(self.prompts, role), n_perm=0)
-            self._effects[role] = relation_effects(parts)
-        return self._effects[role]
 
 
 @dataclass

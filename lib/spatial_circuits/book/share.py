@@ -3,7 +3,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +19,7 @@ from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..text.counterparts import relations_said
 from ..text.roles import role_mask
+from .figures import rgb
 from .recording import decoded
 
 FILMS = (".gif", ".webp")       # by the ending of the file's name
@@ -82,8 +82,7 @@ def _frame(title: str, picture: Tensor, seen: Tensor, left: str, right: str) -> 
     draw, font = ImageDraw.Draw(frame), ImageFont.load_default(16)
     for i, line in enumerate(lines):
         draw.text((_EDGE, _EDGE + _LINE * i), line, "black", font)
-    shades = matplotlib.colormaps["viridis"](seen.float().numpy())[..., :3]
-    panels = (picture.permute(1, 2, 0).numpy(), (shades * 255).round().astype(np.uint8))
+    panels = (picture.permute(1, 2, 0).numpy(), rgb(seen.float().numpy()))
     for x, pixels, said in zip((_EDGE, 2 * _EDGE + _SIDE), panels, (left, right)):
         panel = Image.fromarray(np.ascontiguousarray(pixels))
         frame.paste(panel.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (x, top))

@@ -7,12 +7,10 @@ from ..claims import claims
 from ..claims.population import circuit_heads, read_from
 from ..data.metrics import prompt_set
 from ..hooks.core import Heads
+from ..live.contents import Workbench
 from ..model.pipeline import Model
 from ..model.store import load
-from .explorer import mechanism
-from .recording import Workbench
-
-WHERE = {"relation": "from the relation word", "shape2": "from the second shape's word"}
+from .explorer import READ_FROM, mechanism
 
 
 def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
@@ -27,7 +25,8 @@ def heads_by_role(name: str, model: Model) -> dict[str, Heads]:
 
 
 def token_read(name: str) -> str:
-    """The role of `WHERE` whose exchange turns most pictures (chapter 14), else the relation's."""
+    """The role of `explorer.READ_FROM` whose exchange turns most pictures (chapter 14), else the
+    relation's."""
     return read_from(claims.folder_of(name)) or "relation"
 
 
@@ -43,4 +42,4 @@ def way(name: str, prompts: Sequence[str], seed: int = 1) -> dict:
     if reads == "shape2" and found:
         heads["relation"] = found[:3]
     bench = Workbench(model, heads["relation"], readers=heads["object"])
-    return mechanism(bench, prompts, heads, reads, f"{name}: {WHERE[reads]}", seed)
+    return mechanism(bench, prompts, heads, reads, f"{name}: from {READ_FROM[reads]}", seed)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from html import escape
 
 import ipywidgets as w
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -24,11 +23,13 @@ from ..claims.population import circuit_heads
 from ..data.captions import COLORS, PHRASES, SHAPES, parse
 from ..data.metrics import score
 from ..data.scenes import RELATIONS
+from ..live.contents import Workbench
 from ..model import store
 from ..model.sampler import STEPS
 from ..text.counterparts import restated
 from .explorer import outcome
-from .recording import SAID, Change, Recording, Workbench, decoded, record, role_ramps
+from .figures import rgb
+from .recording import SAID, Change, Recording, decoded, record, role_ramps
 
 KEEP = "as it is"
 PICTURE_SIZE = 160  # px of a picture or map on the screen
@@ -48,8 +49,7 @@ def png(pixels: np.ndarray) -> bytes:
 def coloured(values: Tensor, top: float, signed: bool = False) -> np.ndarray:
     """A map [8, 8] in the book's colours, uint8 [8, 8, 3]: from 0 to `top`, or -top to top."""
     shown = values.float().cpu().numpy() / max(top, 1e-6)
-    name, shown = ("PuOr_r", (shown + 1) / 2) if signed else ("viridis", shown)
-    return (matplotlib.colormaps[name](shown)[..., :3] * 255).round().astype(np.uint8)
+    return rgb((shown + 1) / 2 if signed else shown, signed)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Explorer(w.VBox):
         self.parts = [w.Dropdown(options=o, layout={"width": "auto"}) for o in options]
         self.prompt = w.Text(value=prompt, description="prompt", continuous_update=False,
                              layout={"width": "32rem"})
-        self.seed = w.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="seed")
+        self.seed = w.IntText(value=seed, description="seed", continuous_update=False)
         self.layer, self.head = w.Dropdown(description="layer"), w.Dropdown(description="head")
         self.role = w.Dropdown(options=SAID, value="relation", description="word")
         self.step = w.IntSlider(min=1, max=STEPS, value=STEPS, description="step")
@@ -198,6 +198,8 @@ class Explorer(w.VBox):
         if self._offered is not bench:
             self._offer(bench)
         request = _, prompt, seed, change = self._request()
+        if not 0 <= seed < 2 ** 31:
+            raise ValueError(f"seed is {seed}; give a whole number from 0 to {2 ** 31 - 1}")
         if self.drawn and self.drawn.request == request:
             return
         changes = {"changed": change} if change != Change() else {}

@@ -7,7 +7,6 @@ and robustness wrote with --json (see `judges`).
 """
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pandas as pd
 
 from ..analyses.intervals import summarise
 from ..data.metrics import ceiling, prompt_set
-from ..model.store import HERE
+from ..model.store import HERE, read_record
 from ..training.log import read_log
 from . import judges
 from .judges import TUNED, Evidence, judged
@@ -91,23 +90,11 @@ TESTED = {"random": ("C1", "C2", "C5", "C6", "C7", "C8", "C9", "C14"),
           "contextual": ("C1", "C2", "C10", "C11", "C12", "C13", "C14", "C15")}  # by kind of model
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming the file if there is none, or it holds no object."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds no JSON object but a {type(record).__name__}")
-    return record
-
-
 def _entry(folder: Path, file: str, key: str) -> Any:
     """An entry of a JSON file of a folder. Raises ValueError naming the file if it has none."""
     record = read_record(folder / f"{file}.json")
     if key not in record:
-        raise ValueError(f"{folder / file}.json has no entry {key!r}; it has "
-                         f"{', '.join(record) or 'none'}")
+        raise ValueError(f"{folder / file}.json has no entry {key!r}; it has {', '.join(record)}")
     return record[key]
 
 

@@ -1,10 +1,11 @@
-"""Contents: what a page needs of a model beside its networks.
+"""Contents: what a page, or a recording, needs of a model beside its networks.
 
 Text tables, mean outputs of heads, relation vectors, the solver's times, roles of heads.
 """
 import base64
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from ..analyses.ablation import mean_outputs
 from ..analyses.factors import labels, partition, relation_effects, token_vectors
 from ..analyses.heads import parse_head
 from ..analyses.injection import relation_vectors
-from ..claims.population import TOKEN_SITES, circuit_roles, read_from
+from ..claims.population import TOKEN_SITES, circuit_roles, injection_layer, read_from
 from ..data import captions, detect, metrics, scenes
-from ..hooks.core import BRANCHES
+from ..hooks.core import BRANCHES, Heads
 from ..model.pipeline import Model
 from ..model.sampler import STEPS, ready_scheduler
 from ..text.batch import Encoder
@@ -29,10 +30,51 @@ from .graphs import Graph, encoder_graph
 
 MOST_STEPS = 40          # that the page offers
 _COMMON = ("T3 the", "T4 the, the", "full stop")     # that a reader of a page is likely to try
-_EARLY = 3               # steps whose relation vectors are taken: layout is set early
+_EARLY = slice(0, 3)     # steps whose relation vectors are taken: layout is set early
 _SOLVER = {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++",
            "solver_order": 2, "solver_type": "midpoint", "thresholding": False,
            "final_sigmas_type": "zero"}
+
+
+class Workbench:
+    """A model with what its changes need, made at first use and kept.
+
+    Relations are written into the stream before the `layer` of the first of the `readers`, the
+    object heads, or into the position embedding (0) if none are known (chapter 10).
+    """
+
+    def __init__(self, model: Model, relation_heads: Heads = (),
+                 prompts: Sequence[str] | None = None, steps: int = STEPS, readers: Heads = ()):
+        self.model, self.relation_heads, self.steps = model, list(relation_heads), steps
+        self.layer = injection_layer(readers)
+        self.prompts = prompts or metrics.prompt_set("264")
+        self._effects: dict[str, Tensor] = {}
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean outputs of all heads [steps, branches, L, H, N, d], over all phrases."""
+        return mean_outputs(self.model, self.prompts[:22], steps=self.steps)
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """[8, N, D]: what the relation heads write for each relation, early in the run.
+
+        Raises ValueError if no relation heads are known.
+        """
+        if not self.relation_heads:
+            raise ValueError(f"no relation heads are known for the model {self.model.name}; write "
+                             "the relation into a token instead")
+        prompts, heads = self.prompts[:44], self.relation_heads
+        vectors = relation_vectors(self.model, prompts, heads, steps=self.steps)
+        return vectors[:, _EARLY].mean(1).cpu()
+
+    def effects(self, role: str) -> Tensor:
+        """[8, D]: the effect of each relation on the embedding of a role's token (`factors`)."""
+        if role not in self._effects:
+            vectors = token_vectors(self.model.encoder, self.prompts, role).cpu()
+            parts = partition(vectors, labels(self.prompts, role), n_perm=0)
+            self._effects[role] = relation_effects(parts)
+        return self._effects[role]
 
 
 def packed_array(values: Tensor | np.ndarray, half: bool = False) -> dict:
@@ -151,22 +193,20 @@ def model_contents(model: Model) -> tuple[dict, dict, dict[str, dict]]:
 
     Raises ValueError for another solver or picture size than the page's.
     """
-    config, prompts = model.transformer.config, metrics.prompt_set("264")
+    config = model.transformer.config
     if (config.in_channels, config.sample_size) != (4, 2 * scenes.GRID):
         raise ValueError(f"model {model.name} has {config.in_channels} channels of "
                          f"{config.sample_size} latents a side; a page draws 4 of "
                          f"{2 * scenes.GRID}")
     roles, times = circuit_roles(model.folder), schedules(model.scheduler)
     text, arrays = text_contents(model)
-    mean = mean_outputs(model, prompts[:22], steps=STEPS)[:, BRANCHES.index("cond")]
+    bench = Workbench(model, [parse_head(h) for h in roles.get("relation", [])])
+    mean = bench.mean[:, BRANCHES.index("cond")]
     arrays["mean"] = packed_array(mean)      # in fp16 some pairs of heads end in another picture
-    if heads := [parse_head(h) for h in roles.get("relation", [])]:
-        written = relation_vectors(model, prompts[:44], heads, steps=STEPS)[:, :_EARLY].mean(1)
-        arrays["vectors"] = packed_array(written)
+    if bench.relation_heads:
+        arrays["vectors"] = packed_array(bench.vectors)
     for site in TOKEN_SITES:
-        vectors = token_vectors(model.encoder, prompts, site).cpu()
-        effects = relation_effects(partition(vectors, labels(prompts, site), n_perm=0))
-        arrays[f"effects_{site}"] = packed_array(effects)
+        arrays[f"effects_{site}"] = packed_array(bench.effects(site))
     about = {"layers": config.num_layers, "heads": config.num_attention_heads,
              "headDim": config.attention_head_dim, "width": model.transformer.inner_dim,
              "places": scenes.GRID ** 2, "dim": model.encoder.dim, "schedules": times,

@@ -91,7 +91,7 @@ def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = No
         raise ValueError(f"dtype {dtype!r} is for diffusers pipelines; {name} runs in float32, and "
                          "`Model.fast` gives it in bf16")
     verify(folder)
-    text, noise = _record(folder / "text.json"), _noise(folder / "recipe.json")
+    text, noise = read_record(folder / "text.json"), _noise(folder / "recipe.json")
     try:
         encoder = load_encoder(text, folder)
     except ValueError as error:
@@ -214,7 +214,7 @@ def _own_vae(folder: Path) -> VAE:
         return load_vae(folder / "vae")
     vae = load_vae()
     if (folder / "model.json").exists():
-        wanted, found = _record(folder / "model.json").get("vae"), tensors_hash(vae.tensors())
+        wanted, found = read_record(folder / "model.json").get("vae"), tensors_hash(vae.tensors())
         if wanted != found:
             raise ValueError(f"{folder} was trained with another VAE ({wanted}) than the shipped "
                              f"one ({found}) and holds none; name its VAE")
@@ -228,19 +228,21 @@ def _check_dim(encoder: Any, transformer: PixArtTransformer2DModel, where: str |
                          f"the transformer reads {wanted}")
 
 
-def _record(path: Path) -> dict:
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming a file that is missing or damaged, or that holds
+    something else or an empty one."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is missing or damaged: {error}; restore the file") from error
     if not isinstance(record, dict) or not record:
-        raise ValueError(f"{path} is damaged: it holds no record or an empty one; restore it")
+        raise ValueError(f"{path} is damaged: it holds no JSON object or an empty one; restore it")
     return record
 
 
 def _noise(path: Path) -> Noise:
     try:
-        return Noise(**_record(path)["noise"])
+        return Noise(**read_record(path)["noise"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} tells no noise process: {error!r}; restore the file") from error
 
@@ -262,7 +264,7 @@ def verify(folder: Path) -> None:
     path = folder / "manifest.json"
     if not path.exists():
         raise ValueError(f"{folder} has no manifest.json; save the model again or restore the file")
-    manifest, found = _record(path), _hashes(folder)
+    manifest, found = read_record(path), _hashes(folder)
     for name, wanted in manifest.items():
         if name not in found:
             raise ValueError(f"{folder / name} is missing; restore it")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..files import write_json
+from ..model.store import read_record
 from ..model.vae import VAE
 from ..text.batch import TextBatch
 from .checkpoint import SNAPSHOTS, tensor_hash
@@ -42,11 +43,11 @@ def check_run(folder: Path, recipe: Recipe, record: dict, resume: bool) -> None:
         return
     if not resume:
         raise FileExistsError(f"{folder} holds a run; resume it or choose another folder")
-    then, now = _read(folder / "recipe.json"), json.loads(json.dumps(asdict(recipe)))
+    then, now = read_record(folder / "recipe.json"), json.loads(json.dumps(asdict(recipe)))
     if names := [k for k in {**now, **then} if then.get(k) != now.get(k)]:
         raise ValueError(f"{folder} was started with another recipe; "
                          f"it differs in {', '.join(names)}")
-    then, now = _read(folder / "run.json"), json.loads(json.dumps(record))
+    then, now = read_record(folder / "run.json"), json.loads(json.dumps(record))
     for key, kind in _COMPARED.items():
         unnamed = key.startswith("encoder") and None in (then.get("encoder"), now["encoder"])
         if then.get(key) != now[key] and not unnamed:
@@ -63,18 +64,6 @@ def write_run(folder: Path, recipe: Recipe, record: dict) -> None:
     if not (folder / "recipe.json").exists():
         write_json(folder / "run.json", record)
         write_json(folder / "recipe.json", asdict(recipe))
-
-
-def _read(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; this run cannot be resumed") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged: it holds no record")
-    return record
 
 
 def _short(value) -> str:

@@ -1,4 +1,5 @@
-// Address: what is asked for as a link, and back. What a link says wrongly is left out and named, with what may stand there.
+// Address: what is asked for as a link, and back. What a link says wrongly is left out and named, with what may stand there;
+// so is what is typed wrongly into a field for a number.
 (() => {
   const live = (globalThis.spatialCircuits ??= {});
   const KEYS = ["model", "beside", "text", "seed", "steps", "guidance", "heads", "hide", "relation", "graft", "head", "word", "step"];
@@ -29,10 +30,16 @@
     return Number.isInteger(value) ? value : null;
   }
   const span = ([low, high]) => `${low} to ${high}`;
+  const WHOLE = ["seed", "steps"];
+  // how the number of a key of `live.limits` is read (null: it may not stand there), and what may stand there in words
+  live.numeric = (key) => ({
+    read: (text) => (WHOLE.includes(key) ? whole : number)(text, live.limits[key]),
+    allowed: `a ${WHOLE.includes(key) ? "whole " : ""}number from ${span(live.limits[key])}`,
+  });
   const parted = (text) => text.split(/\s+/).filter(Boolean);
   const clipped = (text) => (text.length > 80 ? `${text.slice(0, 80)}…` : text);
   // notes of what was wrong: note(key, value, what may stand there)
-  const noting = (wrong) => (key, value, allowed) => wrong.push(`${key}=${clipped(String(value))}: ${allowed}.`);
+  const noting = (live.noting = (wrong) => (key, value, allowed) => wrong.push(`${key}=${clipped(String(value))}: ${allowed}.`));
 
   // {state, wrong: sentences}: what an address says; all else is as in `otherwise`
   live.fromAddress = (hash, otherwise, names) => {
@@ -52,13 +59,12 @@
     const others = names.filter((name) => name !== state.model);
     take("beside", oneOf(others), others.length ? `choose from ${others.join(", ")}` : "there is no other model");
     take("text", (text) => text, "");
-    for (const key of ["seed", "steps"]) take(key, (text) => whole(text, limits[key]), `a whole number from ${span(limits[key])}`);
-    take("guidance", (text) => number(text, limits.guidance), `a number from ${span(limits.guidance)}`);
+    for (const key of ["seed", "steps", "guidance"]) take(key, live.numeric(key).read, live.numeric(key).allowed);
     for (const part of parted(said.get("heads") ?? "")) {
       const [, name, how] = /^(L\d+H\d+):(.+)$/.exec(part) ?? [], by = number(how ?? "", limits.times);
       if (how === "mean" || how === "zero") state.heads[name] = { how };
       else if (by !== null) state.heads[name] = { how: "scale", by };
-      else note("heads", part, `a head, a colon, and mean, zero or a number from ${span(limits.times)}, as in L0H0:mean`);
+      else note("heads", part, `a head, a colon, and mean, zero or ${live.numeric("times").allowed}, as in L0H0:mean`);
     }
     for (const part of parted(said.get("hide") ?? "")) {
       const token = whole(part, [0, Infinity]);
@@ -68,7 +74,7 @@
     take("relation", (text) => {
       const [relation, site = "stream", said = "1", ...more] = parted(text), to = relations.indexOf(relation), times = number(said, limits.times);
       return to < 0 || !Object.hasOwn(sites, site) || times === null || more.length ? null : { to, site, times };
-    }, `one of ${relations.join(", ")}; then ${Object.keys(sites).join(", ")}; then a number from ${span(limits.times)}, as in below stream 1`);
+    }, `one of ${relations.join(", ")}; then ${Object.keys(sites).join(", ")}; then ${live.numeric("times").allowed}, as in below stream 1`);
     take("graft", (text) => {
       const [, to, from, other] = /^(\d+) (\d+) (.+)$/.exec(text) ?? [];
       return other === undefined ? null : { to: Number(to), from: Number(from), text: other };

@@ -6,11 +6,6 @@
   const SAYS = { relation: "the relation word", shape2: "the second shape's word" };
   const KEPT_RUNS = 8;
   const pause = () => new Promise((done) => setTimeout(done));
-  const number = (text, [low, high], otherwise) => {
-    const value = Number(text);
-    return text === null || text === "" || !Number.isFinite(value) ? otherwise : Math.min(high, Math.max(low, value));
-  };
-  const whole = (...told) => { const value = number(...told); return value === null ? null : Math.floor(value); };
 
   // --- the figure ---------------------------------------------------------------------------------------------------------
 
@@ -20,7 +15,7 @@
     const size = (name) => `${(index.models[name].reduce((sum, f) => sum + index.sizes[f], 0) / 1e6).toFixed(1)} MB`;
     const open = (name) => (opened[name] ??= load(index.models[name]).then(() => { say(`Making ${name} ready.`); return pause(); }).then(() => live.open(name)));
     const usual = { model: names[0], beside: "", text: data.prompt, seed: data.seed, steps: 14, guidance: 4.5 };
-    // `wrong`: what the link says wrongly; `linked`: it was not yet held against its model
+    // `wrong`: what the link, or what was typed last, says wrongly; `linked`: the link was not yet held against its model
     let state, wrong, linked, turn = 0, shown = [];
     function readAddress() {
       ({ state, wrong } = live.fromAddress(location.hash.startsWith("#live&") ? location.hash : "", usual, names));
@@ -44,8 +39,23 @@
     const leftOut = make("div", { class: "said", role: "status", hidden: "" });
     function complain() {
       leftOut.hidden = !wrong.length;
-      leftOut.replaceChildren("Left out of the link:", make("ul", {}, ...wrong.map((sentence) => make("li", {}, sentence))));
+      leftOut.replaceChildren("Left out:", make("ul", {}, ...wrong.map((sentence) => make("li", {}, sentence))));
     }
+
+    // a field for a number of `live.limits`: what may not stand there is named, and the field says again what it said
+    const numeric = (label, key, step, now, change, name = () => label.toLowerCase()) => {
+      const [min, max] = limits[key], { read, allowed } = live.numeric(key);
+      const [wrap, input] = field(label, { type: "number", min, max, step, value: now() }, (text) => {
+        const value = read(text);
+        if (value !== null) return change(value);
+        input.value = now();
+        if (!linked) wrong = [];
+        live.noting(wrong)(name(), text || "nothing", allowed);
+        complain();
+        leftOut.scrollIntoView({ block: "nearest" });
+      });
+      return [wrap, input];
+    };
 
     const [modelLabel, modelSelect] = chooser("Model", names, (i) => set({ model: names[i], beside: state.beside === names[i] ? "" : state.beside, heads: {}, head: null, relation: null, hidden: [], graft: null, word: null }));
     const besides = () => ["", ...names.filter((n) => n !== state.model)];
@@ -57,9 +67,9 @@
       ["colour 2", ["", ...language.colors]], ["shape 2", language.shapes]].map(([label, options]) =>
       make("select", { "aria-label": label, onchange: compose }, ...options.map((o) => make("option", {}, o))));
     const article = button("", () => tell(toggled(state.text)));
-    const [seedLabel, seedInput] = field("Seed", { type: "number", min: 0, max: limits.seed[1], step: 1 }, (v) => set({ seed: whole(v, limits.seed, state.seed) }));
-    const [stepsLabel, stepsInput] = field("Steps", { type: "number", min: 1, max: limits.steps[1], step: 1 }, (v) => set({ steps: whole(v, limits.steps, state.steps), step: null }));
-    const [guidanceLabel, guidanceInput] = field("Guidance", { type: "number", min: -30, max: 30, step: 0.5 }, (v) => set({ guidance: number(v, limits.guidance, state.guidance) }));
+    const [seedLabel, seedInput] = numeric("Seed", "seed", 1, () => state.seed, (seed) => set({ seed }));
+    const [stepsLabel, stepsInput] = numeric("Steps", "steps", 1, () => state.steps, (steps) => set({ steps, step: null }));
+    const [guidanceLabel, guidanceInput] = numeric("Guidance", "guidance", 0.5, () => state.guidance, (guidance) => set({ guidance }));
 
     const reads = make("p", { class: "title" }), sides = make("div", { class: "sides" });
     const slider = make("input", { type: "range", min: 1, oninput: () => { state.step = slider.value - 1; show(); address(); } }), stepSaid = make("span", {});
@@ -67,11 +77,11 @@
     const headsTitle = make("p", { class: "title" }), heads = make("div", { class: "heads", role: "radiogroup", "aria-label": "head" });
     let pickHead = () => {}, headButtons = [];
     const [howLabel, howSelect] = chooser("This head", Object.values(HOW), () => changeHead());
-    const [byLabel, byInput] = field("times", { type: "number", min: -4, max: 4, step: 0.25, value: 0.5 }, () => changeHead());
+    const [byLabel, byInput] = numeric("times", "times", 0.25, () => state.heads[state.head]?.by ?? 0.5, () => changeHead(), () => `${state.head} times`);
     const changedHeads = make("span", { class: "chips" }), hiding = make("span", { class: "chips", role: "group", "aria-label": "words to hide" });
     const [relationLabel, relationSelect] = chooser("Write in", ["no other relation", ...language.relations.map((r) => r.replace("_", " "))], () => changeRelation());
     const [siteLabel, siteSelect] = chooser("where", Object.values(SITES), () => changeRelation());
-    const [timesLabel, timesInput] = field("times", { type: "number", min: -4, max: 4, step: 0.25, value: 1 }, () => changeRelation());
+    const [timesLabel, timesInput] = numeric("times", "times", 0.25, () => state.relation?.times ?? 1, () => changeRelation(), () => "relation times");
     const [toLabel, toSelect] = chooser("Embedding of", [], () => changeGraft());
     const [otherLabel, otherInput] = field("taken from the sentence", { type: "text", class: "sentence", spellcheck: "false" }, () => changeGraft());
     const [fromLabel, fromSelect] = chooser("its word", [], () => changeGraft());
@@ -90,18 +100,20 @@
     function changeHead() {
       const how = Object.keys(HOW)[howSelect.selectedIndex], next = { ...state.heads };
       delete next[state.head];
-      if (how) next[state.head] = how === "scale" ? { how, by: number(byInput.value, limits.times, 0.5) } : { how };
+      if (how) next[state.head] = how === "scale" ? { how, by: Number(byInput.value) } : { how };
       set({ heads: next });
     }
     function changeRelation() {
       const to = relationSelect.selectedIndex - 1;
-      set({ relation: to < 0 ? null : { to, site: Object.keys(SITES)[siteSelect.selectedIndex], times: number(timesInput.value, limits.times, 1) } });
+      if (to < 0 && !state.relation) return say("Choose the relation that is written in.");
+      set({ relation: to < 0 ? null : { to, site: Object.keys(SITES)[siteSelect.selectedIndex], times: Number(timesInput.value) } });
     }
     function changeGraft() {
       const text = otherInput.value.trim(), to = toSelect.selectedIndex - 1, same = state.graft?.text === text && state.graft.to === to;
       if (text && to >= 0) set({ graft: { to, from: same ? Math.max(0, fromSelect.selectedIndex) : to, text } });
       else if (state.graft) set({ graft: null });
       else if (to >= 0) say("Type the sentence that the embedding is taken from.");
+      else if (text) say("Choose the word whose embedding is taken from that sentence.");
     }
     // another sentence: words that were chosen or hidden stay so, where they still stand in it
     function tell(text) {
