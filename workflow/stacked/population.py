@@ -22,6 +22,7 @@ from spatial_circuits.model.pipeline import Model
 from spatial_circuits.model.store import load_vae
 from spatial_circuits.model.transformer import build_transformer
 from spatial_circuits.text.encoders import encoder
+from stack import Net
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "book" / "population.json"
@@ -68,6 +69,19 @@ def load(name: str) -> Model:
     noise = Noise(prediction="sample", top=0.2, high=0.4)
     return Model(name, net.eval().requires_grad_(False), noise.scheduler(), coder, load_vae(),
                  noise, text, HERE)
+
+
+def first_and_last(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A run's caption MLP before its first step and after its last one. ValueError for an unknown name."""
+    state = {k.removeprefix("caption_projection."): v for k, v in weights(name).items() if k.startswith("caption_projection.")}
+    dim = state["linear_1.weight"].shape[1]
+    net = Net(din=dim)
+    flat = net.init([runs()[name]["seed"]], "cpu", [dim])[3][0]
+    drawn = {part: x.view(shape) for (part, shape), x in zip(net.spec, flat.split(net.sizes), strict=True)}
+    first, last = (build_transformer("tiny", dim, 0).caption_projection for _ in range(2))
+    last.load_state_dict(state)
+    first.load_state_dict({f"linear_{n}.{kind}": drawn[f"c{n}.{kind[0]}"] for n in (1, 2) for kind in ("weight", "bias")})
+    return first, last
 
 
 def measure(model: Model, prompts: list[str]) -> dict:
