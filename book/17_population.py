@@ -295,15 +295,15 @@ loud["encoder"] = loud.index.map(encoder_of)
 # %%
 named = loud.rename(columns={"before": "x", "after": "y"})
 named.index = named.index.str.replace(r"[a-z5-]+([\d.]*)-(\d)", r"\1 \2", regex=True)
-Captioned(scatter({name: group for name, group in named.groupby("encoder", sort=False)},
+Captioned(scatter(dict(iter(named.groupby("encoder", sort=False))),
                   "share before training", "share after training"),
-          "The relation's share in the second shape's token after the caption MLP, before "
-          "the first step and after the last, for each run. Labels: dose, if any, and "
-          "number of the run.")
+          "The relation's share in the second shape's token after the caption MLP, "
+          "before the first step and after the last, for each run. Labels: dose, if "
+          "any, and number of the run.")
 
 # %%
 def ranked(group: pd.DataFrame, when: str) -> str:
-    """Spearman's correlation over runs of the share with the side that the token moves."""
+    """Spearman's correlation over runs of the share with the side the token moves."""
     found = spearmanr(group[when], group["side"]).statistic
     chance = permutation_test((group[when],), lambda x: spearmanr(x, group["side"])[0],
                               permutation_type="pairings", n_resamples=9999, rng=seed)
@@ -311,24 +311,26 @@ def ranked(group: pd.DataFrame, when: str) -> str:
 
 drawn = {name: group for name, group in loud.groupby("encoder", sort=False)
          if group["side"].nunique() > 1 and len(group) > 3}
-pd.DataFrame({name: {"runs": len(group), **{f"share {when}": f"{group[when].min():.3f} to "
-                     f"{group[when].max():.3f}" for when in ("before", "after")},
-                     **{f"side with share {when}": ranked(group, when)
-                        for when in ("before", "after")}}
-              for name, group in drawn.items()}).T
+by_kind = loud[loud["encoder"].isin(list(drawn))].groupby("encoder", sort=False)
+ends = {name: loud[loud["encoder"] == name][["before", "after"]] for name in kinds}
+with_side = pd.DataFrame({f"side with share {when}": {name: ranked(group, when)
+                                                      for name, group in drawn.items()}
+                          for when in ("before", "after")})
+shares = by_kind[["before", "after"]].agg(["min", "max"]).round(3)
+shares.columns = [f"share {when}, {end}" for when, end in shares.columns]
+pd.concat([by_kind.size().rename("runs"), shares, with_side], axis=1)
 
 # %% [markdown]
 # Rank correlations over runs between the share and how far the token alone moves the side; p by exchanging the runs.
 
 # %%
-ends = {name: loud[loud["encoder"] == name][["before", "after"]] for name in kinds}
 low_dose = loud[loud.index.str.startswith("rte-fused0.1")]
 Markdown(f"""
 With random tokens, where the word is enough, training turns the share down, from
 {ends['rte']['before'].mean():.2f} to {ends['rte']['after'].mean():.2f}. The six runs on
 MiniLM begin with {ends['minilm']['before'].min():.3f} to
-{ends['minilm']['before'].max():.3f}, one encoder under six random matrices, and all turn it
-up, to {ends['minilm']['after'].min():.2f} to {ends['minilm']['after'].max():.2f}. At the
+{ends['minilm']['before'].max():.3f}, one encoder under six random matrices, and end
+with {ends['minilm']['after'].min():.2f} to {ends['minilm']['after'].max():.2f}. At the
 lowest dose it goes from {low_dose['before'].mean():.2f} to
 {low_dose['after'].mean():.2f}, though these runs still take the side from the word, in
 {by_tokens.loc[low_dose.index, 'relation'].min():.2f} of the pictures and more.
