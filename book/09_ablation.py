@@ -103,7 +103,7 @@ scores.rename(columns=named).head(6).round(3)
 rest = scores.drop([head_name(*h) for h in relation])
 idle = rest[rest["turns"] < 0.1].head(1)
 looking = [f"{h}, with {r['relation'] / scores['relation'].max():.0%} of the best "
-           f"score and {r['turns']:.0%} of the query" for h, r in idle.iterrows()]
+           f"score and {r['turns']:+.2f} of the query" for h, r in idle.iterrows()]
 Markdown(f"""
 Relation heads: {listed(relation)}; object head: {head_name(*reader)}. First of the
 heads that look and turn less than a tenth: {"".join(looking) or "none"}.
@@ -260,7 +260,7 @@ Without all {len(relation)} relation heads ({listed(relation)}) loose is
 together_lost = {f"Without this set of {len(gone)} a third of loose is lost":
                  share >= 1 / 3}
 verdict(together_lost |
-        {"A third lies within the interval of what is lost": most >= 1 / 3,
+        {"The interval of what is lost reaches a third": most >= 1 / 3,
          "Four fifths of shape are kept without the set, so that the relation alone is "
          "lost": kept > 0.8,
          "Without all relation heads objects lose their shape as well, the interval "
@@ -322,11 +322,10 @@ part = scores.loc[[head_name(*h) for h in relation], "turns"]
 Markdown(f"""
 Without any single relation head no relation falls below {lowest:.2f}. Without
 {listed(gone)}, vertical relations have {of_set['vertical']:.2f}, horizontal ones
-{of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}. Without all of them
-these relations still come out right in half of the pictures: while their opposites do
-not, {', '.join(habit) or 'none'}; with their opposites, {', '.join(told_apart) or
-'none'}. The first are a habit of the model; the second are told apart by something
-else.
+{of_set['horizontal']:.2f} and diagonals {of_set['diagonal']:.2f}. Relations that still
+come out right in half of the pictures without all of them: {', '.join(habit) or 'none'}
+while the opposite does not, which is a habit of the model; {', '.join(told_apart) or
+'none'} with the opposite, which something else tells apart.
 
 Single relation heads turn {part.min():.0%} to {part.max():.0%} of the object head's
 query, all together {whole['all paths']:.0%}. The relation reaches it as a sum over

@@ -482,8 +482,8 @@ def side_by_two(name: str) -> str:
 in_two = "\n".join(map(side_by_two, spaces))
 Markdown(f"""
 - At shape2 of {net.name} the relation explains {here['encoder']:.1%} of the variance,
-  {here['caption MLP']:.1%} after the caption MLP. What was tuned to the paper, and is
-  no evidence therefore: {tuned or 'nothing'}.
+  {here['caption MLP']:.1%} after the caption MLP. Tuned to the paper, and so no
+  evidence: {tuned or 'nothing'}.
 - Arithmetic on one token moves the objects in {scores[site]['mean']:.2f}
   [{scores[site]['low']:.2f}, {scores[site]['high']:.2f}] of the pictures, if the token
   is {site}; with shuffled vectors in {control[site]['mean']:.2f}.

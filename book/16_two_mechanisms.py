@@ -368,7 +368,7 @@ Markdown("\n".join(items))
 untrained = "t5-untrained" in from_shape if "t5-untrained" in names else None
 verdict({"Context is enough to decide: all contextual models read the second shape":
          set(contextual) <= set(from_shape),
-         "The encoder alone does not decide: seeds of one encoder read other tokens":
+         "Seeds of one encoder read other tokens: the encoder alone does not decide":
          bool(split) if siblings else None,
          "Pretraining is not the cause: t5-untrained, whose weights are random, reads "
          "the second shape as the paper's T5 does": untrained})

@@ -44,7 +44,7 @@ def test_the_middle_of_a_signed_map_is_light_and_the_bottom_of_another_dark():
     assert rgb(np.array([0.5]), signed=True).min() > 230 and rgb(np.array([0.0])).max() < 100
 
 
-@pytest.mark.parametrize("holds, word", [(True, "holds"), (np.bool_(False), "does not hold"), (None, "was not measured")])
+@pytest.mark.parametrize("holds, word", [(True, "Holds"), (np.bool_(False), "Does not hold"), (None, "Not measured")])
 def test_a_verdict_is_set_apart(holds, word):
     said = verdict({"Water is *wet*": True, "So it is": holds})
-    assert said.data == f"> Water is *wet*: **holds**.\n>\n> So it is: **{word}**."
+    assert said.data == f"> **Holds**: Water is *wet*.\n>\n> **{word}**: So it is."
