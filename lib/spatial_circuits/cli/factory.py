@@ -66,7 +66,7 @@ def analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Call
             check_edits(net, chosen)
         with redirect_stdout(StringIO() if number else sys.stdout):      # the first one speaks
             record = run(net, chosen, **options)
-        if json and number == 0:
+        if json:                             # each of several writes the same, whole, at the end
             write_json(json, {"model": net.name, "command": context.obj, **record})
 
     def option(name, kind, default) -> Parameter:
