@@ -192,7 +192,8 @@ def anywhere(model):
     yield placed.placed_ablation(model, [TOLD], {"one": [(0, 1)]}, locate.by_detector, steps=1)
     yield placed.placed_synopsis(model, [TOLD], locate.by_detector, steps=1)
     yield placed_injection.relation_means(model, [TOLD], [(0, 1)], early=1, steps=1)["above"]
-    yield placed_injection.placed_injection(model, [TOLD], [(0, 1)], locate.by_detector, early=1, steps=1)
+    yield placed_injection.placed_injection(model, [TOLD], [(0, 1)], locate.by_detector, early=1, steps=1,
+                                            means_from=["blue square is above red circle"])
     yield predicted.calls(model, [TOLD, counterpart(TOLD, "relation")], 0, steps=1)[0].latents.cpu()
     yield predicted.patched_predictions(model, [TOLD], steps=1)
     yield screening.word_means(model, [TOLD])["above"]

@@ -126,12 +126,17 @@ def _inject(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1
             scale: Annotated[float, typer.Option(help="times which it is added")] = 1.0,
             layer: Annotated[int | None, typer.Option(
                 help="before which it is added; default: after the last of the heads")] = None,
+            means_from: Annotated[Path | None, typer.Option(
+                metavar="FILE", help="further prompts, one a line, of which means are taken; "
+                "default: of the half of the prompts that is not scored with them")] = None,
             locator: LocatorName = None, chunks: ChunksFolder = None):
     """Write the opposite relation into any model's pictures, as heads write it (chapter 10)."""
     from ..claims.placed_tables import run_inject
     located = _locate(net, locator or "detector", chunks)
-    record = run_inject(net, prompts, heads or [], located["locate"], [scale], layer,
-                        images_per_prompt, seed, progress=True, chunks=located["chunks"])
+    others = None if means_from is None else first_prompts("", None, file=means_from)
+    record = run_inject(net, prompts, heads or [], scales=[scale], layer=layer,
+                        per_prompt=images_per_prompt, seed=seed, progress=True, means_from=others,
+                        **located)
     _pivot(record["effects"], ["condition"], "metric", "mean")
     return record
 
