@@ -283,9 +283,9 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 
 # %%
 taken = json.loads(Path("pixart_costs.json").read_text())
-rows = pd.DataFrame(taken["memory"]).set_index("analysis")
-gigabytes = rows[["peak", "beside the weights", "estimate"]] / 1e9
-seconds = rows["seconds"].str[1].rename("processor seconds")
+measured = pd.DataFrame(taken["memory"]).set_index("analysis")
+gigabytes = measured[["peak", "beside the weights", "estimate"]] / 1e9
+seconds = measured["seconds"].str[1].rename("processor seconds")
 gigabytes.round(2).join(seconds.round(0)).rename_axis("GB")
 
 # %%

@@ -55,7 +55,7 @@ from spatial_circuits.text.counterparts import counterpart, relations_said
 fake = pytest.importorskip("fake_device")
 PROMPTS = prompt_set("264")[:22]
 TOLD = "red square is above blue circle"
-HELPERS = {"snapshots", "memory_of", "model_bytes", "edit_hooks",     # read files, count, make hooks for `under_edits`
+HELPERS = {"snapshots", "model_bytes", "edit_hooks",     # read files, count, make hooks for `under_edits`
            "asked", "judge_pictures", "check_when", "check_edits"}            # of what the placed analyses consist
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -52,11 +52,11 @@ class Chunks:
     def __init__(self, folder: str | Path | None = None, **said: str):
         self.folder, self.said = None if folder is None else Path(folder), said
 
-    def open(self, analysis: str, model: Model, **arguments) -> None:
-        """Say what is computed, before the first part. Raises ValueError, naming the folder, if it
-        holds something else or parts of another run."""
+    def open(self, analysis: str, model: Model, **arguments) -> "Chunks":
+        """Say what is computed, before the first part; gives itself. Raises ValueError, naming the
+        folder, if it holds something else or parts of another run."""
         if self.folder is None:
-            return
+            return self
         check_file(self.folder / MANIFEST)
         now = {"analysis": analysis, "version": __version__, **model_identity(model), **self.said,
                **arguments}
@@ -73,6 +73,7 @@ class Chunks:
             raise ValueError(f"{self.folder} holds chunks of another run: {key} was "
                              f"{_short(before.get(key))} and is {_short(now.get(key))}; "
                              "name another folder")
+        return self
 
     def parts(self, jobs: Sequence[Job], name: str = "", progress: bool = False
               ) -> Iterator[Part]:

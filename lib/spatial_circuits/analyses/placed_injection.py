@@ -67,27 +67,26 @@ def means_sources(prompts: Sequence[str], means_from: Sequence[str] | None = Non
     is said to have; and for means_from that hold a prompt or counterpart of the prompts, or lack a
     relation.
     """
-    pairs: dict[frozenset, list[list[str]]] = {}
-    half = {}
+    half: dict[str, int] = {}
+    told: dict[frozenset[str], dict[frozenset[str], int]] = {}     # things by relations: their half
     for prompt in prompts:
         said = read_spatial(prompt)
         sides = frozenset((said.relation, read_spatial(opposed(prompt)).relation))
-        things, known = sorted(said.nouns), pairs.setdefault(sides, [])
-        known += [] if things in known else [things]
-        half[prompt] = known.index(things) % 2
+        halves = told.setdefault(sides, {})
+        half[prompt] = halves.setdefault(frozenset(said.nouns), len(halves) % 2)
     if means_from is None:
-        for sides, known in pairs.items():
-            if len(known) < 2:
-                raise ValueError(f"only one pair of things is {' or '.join(sorted(sides))}, and means "
-                                 "are to be of others; give prompts about two at least, or further "
-                                 "ones for the means")
+        for sides in (sides for sides, halves in told.items() if len(halves) < 2):
+            raise ValueError(f"only one pair of things is {' or '.join(sorted(sides))}, and means "
+                             "are to be of others; give prompts about two at least, or further "
+                             "ones for the means")
         return half, [[p for p in half if half[p] != own] for own in (0, 1)]
-    if shared := {*half, *map(opposed, half)} & {*means_from, *map(opposed, means_from)}:
-        raise ValueError(f"{min(shared)!r} is scored, or its opposite is, and means are to be of "
-                         "others")
-    if lacking := frozenset().union(*pairs) - {
-            read_spatial(p).relation for q in means_from for p in (q, opposed(q))}:
-        raise ValueError(f"the prompts for the means do not say {min(lacking)}")
+    known = {p: read_spatial(p).relation for q in means_from for p in (q, opposed(q))}
+    for prompt in half:
+        if prompt in known or opposed(prompt) in known:
+            raise ValueError(f"{prompt!r} is scored, and it or its opposite is among the prompts "
+                             "for the means, which are to be others")
+    for relation in sorted(frozenset().union(*told) - set(known.values())):
+        raise ValueError(f"the prompts for the means do not say {relation}")
     return dict.fromkeys(half, 0), [list(means_from)]
 
 
@@ -150,10 +149,10 @@ def placed_injection(model: Model, prompts: Sequence[str], heads: Heads, locate:
     drawn = asked(model, prompts, locate, per_prompt, seed, chunk, **options)
     own = [said.relation for said in drawn.said]
     drawn.said = [read_spatial(opposed(text)) for text in drawn.texts]
-    kept = chunks or Chunks()
-    kept.open("inject", model, prompts=list(prompts), heads=list(heads), scales=list(scales),
-              layer=number, per_prompt=per_prompt, seed=seed, early=early, chunk=chunk,
-              means_from=lists, options=options)
+    kept = (chunks or Chunks()).open(
+        "inject", model, prompts=list(prompts), heads=list(heads), scales=list(scales),
+        layer=number, per_prompt=per_prompt, seed=seed, early=early, chunk=chunk, means_from=lists,
+        options=options)
     means = [relation_means(model, texts, heads, early, per_prompt, seed + 1, chunk, progress, kept,
                             f"mean-{i}", **options) for i, texts in enumerate(told)]
     turn = rotation(model.transformer.inner_dim, seed)

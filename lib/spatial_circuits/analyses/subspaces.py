@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.captions import PHRASE_RELATION, PHRASES, parse
 from ..data.scenes import REVERSE
 from ..hooks.attach import hooked
-from ..hooks.core import Call, Hook, Reader
+from ..hooks.core import Hook, Reader
 from ..hooks.edits import Patch
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -30,7 +30,7 @@ from ..text.counterparts import counterpart, relations_said
 from ..text.prepared import Prepared
 from ..text.roles import occurrences
 from .heads import Head, check_heads, head_masks
-from .patching import clean_trace
+from .patching import _Query, clean_trace
 from .sweep import spread, sweep
 from .token_exchange import rephrased
 
@@ -76,17 +76,6 @@ def _tokens_of(text: TextBatch, site: str, count: int) -> tuple[tuple[Tensor, Te
         raise ValueError(f"a prompt and its counterpart differ in their number of tokens of role "
                          f"{site}, or have none")
     return (row[mine], token[mine]), (row[theirs], token[theirs])
-
-
-class _HeadQuery(Reader):
-    """The query [B, N, d] of one head in the last call."""
-
-    def __init__(self, head: Head):
-        super().__init__([head])
-        self.number = head[1]
-
-    def read(self, call: Call) -> None:
-        self.query = call.query[:, self.number]
 
 
 class _Pair:
@@ -141,10 +130,10 @@ class _Pair:
             gap = (self.text[self.clean] - self.text[self.other]).float().cpu()
             sums = torch.zeros(self.count, gap.shape[-1]).index_add(0, self.clean[0], gap)
             return sums / torch.bincount(self.clean[0], minlength=self.count)[:, None]
-        reader = _HeadQuery(self.site)
+        reader = _Query(self.site)
         with torch.no_grad():
             self.run(0, None, reader)
-        clean, other = reader.query.float().cpu().split(self.count)                  # [P, N, d]
+        clean, other = reader.query.split(self.count)                                # [P, N, d]
         gap = clean - other
         sign = torch.sign((gap * gap[:, :1]).sum(-1, keepdim=True))                  # [P, N, 1]
         return (gap * sign).mean(1)
