@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -272,7 +273,7 @@ def patching(folder, tmp_path):
 
 
 def same(line, wanted):
-    found = json.loads(open(line[-1]).read())
+    found = json.loads(Path(line[-1]).read_text())
     return {**found, "command": ""} == {**wanted, "command": ""}
 
 
@@ -315,12 +316,11 @@ def two():
 
 
 def test_a_process_that_hangs_is_named(tmp_path, monkeypatch):
-    told, file = [], open(tmp_path / "a.lock", "w")
-    file.write("process 1 of 2, pid 7 of far")
-    file.flush()
+    (tmp_path / "a.lock").write_text("process 1 of 2, pid 7 of far")
+    told, file = [], os.open(tmp_path / "a.lock", os.O_RDONLY)
     fcntl.flock(file, fcntl.LOCK_EX)
     monkeypatch.setattr(module, "_PATIENCE", 0.3)
-    monkeypatch.setattr(module.warnings, "warn", lambda text, **_: told.append(text) or file.close())
+    monkeypatch.setattr(module.warnings, "warn", lambda text, **_: told.append(text) or len(told) > 1 or os.close(file))
     made = list(Chunks(tmp_path).parts([("a", two), ("b", two)]))
     assert len(made) == 2 and made[0]["x"] == 2 and [text.split(":")[0] for text in told] == [
         "no part came for 0.0 minutes; at a is process 1 of 2, pid 7 of far",

@@ -12,14 +12,13 @@ ended, the others go on.
 import fcntl
 import json
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from socket import gethostname
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -143,8 +142,7 @@ class Chunks:
                 if before:
                     warnings.warn(f"{before} is gone and left part {part} to others", stacklevel=4)
                 file.truncate(0)
-                file.write(f"process {number} of {count}, pid {os.getpid()} of "
-                           f"{socket.gethostname()}")
+                file.write(f"process {number} of {count}, pid {os.getpid()} of {gethostname()}")
                 file.flush()
                 made = {key: value.contiguous() for key, value in compute().items()}
                 with writing(path) as partial:

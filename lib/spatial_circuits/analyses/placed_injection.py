@@ -156,19 +156,15 @@ def placed_injection(model: Model, prompts: Sequence[str], heads: Heads, locate:
     means = [relation_means(model, texts, heads, early, per_prompt, seed + 1, chunk, progress, kept,
                             f"mean-{i}", **options) for i, texts in enumerate(told)]
     turn = rotation(model.transformer.inner_dim, seed)
-    conditions: list[tuple[str, float, bool]] = [(INTACT, 0.0, False)]
-    for scale in scales:
-        conditions += [(f"relation {scale:g}", scale, False), (f"random {scale:g}", scale, True)]
+    kinds = [(kind, scale) for scale in scales for kind in ("relation", "random")]
+    names = [INTACT, *(f"{kind} {scale:g}" for kind, scale in kinds)]
 
     def hooks(condition: int, part: slice) -> list[Hook]:
-        name, scale, random = conditions[condition]
-        if name == INTACT:
+        if names[condition] == INTACT:
             return []
-        each = []
-        for text, before, said in zip(drawn.texts[part], own[part], drawn.said[part]):
-            mean = means[source[text]]
-            each.append(mean[said.relation] - mean[before])
-        delta = torch.stack(each)
-        return [AddResidual(scale * (delta @ turn.T if random else delta), number)]
-    names = [name for name, _, _ in conditions]
+        kind, scale = kinds[condition - 1]
+        taken = [(means[source[text]], before, said.relation) for text, before, said in
+                 zip(drawn.texts[part], own[part], drawn.said[part])]
+        delta = torch.stack([mean[after] - mean[before] for mean, before, after in taken])
+        return [AddResidual(scale * (delta @ turn.T if kind == "random" else delta), number)]
     return judge_pictures(model, drawn, names, hooks, locate, chunk, kept, progress, options)

@@ -35,8 +35,8 @@ class KernelError(Reader):
 
 @dataclass
 class SelfCheck:
-    """What `self_check` found; `memory` in bytes, see `costs.kept_bytes`; `rate` in operations a second
-    (see `costs`) while it drew, text encoder and scheduler included."""
+    """What `self_check` found; `memory` in bytes, see `costs.kept_bytes`; `rate` in operations a
+    second (see `costs`) while it drew, text encoder and scheduler included."""
     pattern_error: float
     tolerance: float
     bit_identical: bool

@@ -86,8 +86,6 @@ class _Pair:
                  every: int, seed: int):
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
-        if not isinstance(site, str):
-            check_heads(model, [site])
         self.model, self.site, self.count = model, site, len(prompts)
         others = _partners(model.encoder, prompts, factor)
         text = model.encoder.encode([*prompts, *others])
@@ -95,14 +93,11 @@ class _Pair:
         self.device, self.dtype = next((p.device, p.dtype) for p in net.parameters())
         self.text = text.embeddings.to(self.device, self.dtype)                   # [2 P, T, D]
         self.mask = text.mask.to(self.device)
-        self.trace = clean_trace(model, prompts, steps, seed)[::every]
         if isinstance(site, str):
             self.clean, self.other = _tokens_of(text, site, self.count)
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the site."""
-        return site_size(self.model, self.site)
+        else:
+            check_heads(model, [site])
+        self.trace = clean_trace(model, prompts, steps, seed)[::every]
 
     def run(self, i: int, basis: Tensor | None = None, *readers: Reader) -> Tensor:
         """Predictions [2, P, ...] at trace step i of the clean prompts and the counterparts, these
@@ -157,10 +152,10 @@ def learn_subspace(model: Model, prompts: Sequence[str], site: Site, rank: int,
     ValueError for a rank out of range, a site that prompts or model lack, or a prompt without
     counterpart.
     """
-    pair = _Pair(model, prompts, site, factor, steps, every, seed)
-    if not 1 <= rank <= pair.dim:
-        raise ValueError(f"rank is {rank}; the site has 1 to {pair.dim} dimensions")
-    free = random_subspace(pair.dim, rank, seed).to(pair.device).requires_grad_()
+    pair, size = _Pair(model, prompts, site, factor, steps, every, seed), site_size(model, site)
+    if not 1 <= rank <= size:
+        raise ValueError(f"rank is {rank}; the site has 1 to {size} dimensions")
+    free = random_subspace(size, rank, seed).to(pair.device).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=rate)
     with torch.no_grad():
         bounds = [pair.run(i) for i in range(len(pair.trace))]
@@ -203,11 +198,11 @@ def subspace_effects(model: Model, prompts: Sequence[str], site: Site,
 
     Raises ValueError for a basis of another dimension, and as `learn_subspace` does.
     """
-    pair = _Pair(model, prompts, site, factor, steps, every, seed)
-    whole = torch.eye(pair.dim)
+    pair, size = _Pair(model, prompts, site, factor, steps, every, seed), site_size(model, site)
+    whole = torch.eye(size)
     for name, basis in bases.items():
-        if basis is not None and len(basis) != pair.dim:
-            raise ValueError(f"basis {name!r} has {len(basis)} dimensions; the site has {pair.dim}")
+        if basis is not None and len(basis) != size:
+            raise ValueError(f"basis {name!r} has {len(basis)} dimensions; the site has {size}")
     errors, gaps = torch.zeros(len(bases), pair.count), torch.zeros(pair.count)
     for i in range(len(pair.trace)):
         clean, other = pair.run(i)

@@ -73,8 +73,8 @@ def worst_wording(tables: Tables) -> str:
 def steering(tables: Tables) -> str:
     """The share of pictures that obey a relation written into the second shape's token, at the k
     that is best for it."""
-    rows = rows_with(tables["arithmetic"]["moved"], token="shape2", vector="relation", metric="loose")
-    best = max(rows, key=lambda r: r["mean"])
+    rows = rows_with(tables["arithmetic"]["moved"], token="shape2", metric="loose")
+    best = max(rows_with(rows, vector="relation"), key=lambda r: r["mean"])
     return f"{mean_and_range(best)} at k = {best['k']:g}"
 
 

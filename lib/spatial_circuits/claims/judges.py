@@ -67,20 +67,20 @@ def sure(row: dict) -> dict:
     return {**row, "low": low, "high": high}
 
 
-def _range(row: dict, digits: int = 2) -> str:
+def span(row: dict, digits: int = 2) -> str:
     """The interval of a row in words; nothing if it has none."""
     return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else ""
 
 
 def mean_and_range(row: dict) -> str:
     """A row's mean, with its interval if it has one."""
-    return f"{row['mean']:.2f}{_range(row)}"
+    return f"{row['mean']:.2f}{span(row)}"
 
 
 def loose_score(scores: dict) -> str:
     """The sentence of C1 and C4."""
     loose = scores["loose"]
-    return (f"loose relation {loose['mean']:.3f}{_range(loose, 3)}, "
+    return (f"loose relation {loose['mean']:.3f}{span(loose, 3)}, "
             f"{loose['of_ceiling']:.0%} of the ceiling {loose['ceiling']:.3f}")
 
 
@@ -96,8 +96,8 @@ def bag_of_words(scores: dict) -> Evidence:
     binding, loose = scores["unique_binding"], scores["loose"]
     half = abs(binding["of_ceiling"] - 0.5) <= 0.1
     quarter = abs(loose["of_ceiling"] - 0.25) <= 0.05
-    said = (f"binding {binding['mean']:.3f}{_range(binding, 3)}, "
-            f"relation {loose['mean']:.3f}{_range(loose, 3)} "
+    said = (f"binding {binding['mean']:.3f}{span(binding, 3)}, "
+            f"relation {loose['mean']:.3f}{span(loose, 3)} "
             f"of a ceiling of {loose['ceiling']:.2f}")
     return judged(half and quarter, said)
 
@@ -278,7 +278,7 @@ def aligned(robustness: dict) -> Evidence:
     if not rows:
         return judged(False, "the word does not move shape2 at all")
     best, null = max(rows, key=lambda r: r["cosine"]), max(r["null"] for r in rows)
-    said = (f"cosine {best['cosine']:.2f}{_range(best)} with {best['relation'].replace('_', ' ')}, "
+    said = (f"cosine {best['cosine']:.2f}{span(best)} with {best['relation'].replace('_', ' ')}, "
             f"largest null {null:.2f}; {best['within']:.0%} of the shift along relation effects")
     return judged(best["cosine"] >= 0.5 and best["low"] > null, said)
 

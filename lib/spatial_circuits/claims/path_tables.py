@@ -14,7 +14,8 @@ from ..analyses.heads import Head, check_heads, head_name, heads_of, parse_head
 from ..analyses.intervals import mean_interval, ratio_interval
 from ..model.pipeline import Model
 from ..text.roles import role_mask
-from .tables import discovery_and_test, known, records
+from .population import finite
+from .tables import discovery_and_test, records
 
 STRONGEST = 60    # edges that a table lists
 ALPHA = 0.05      # p below which an edge is counted
@@ -108,6 +109,6 @@ def run_fused(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: i
                               progress=progress)
         out.append({"tokens": role, "found": records(found.drop(columns="head")),
                     "roles": records(shared_roles(model, discovery, heads, seed, every=2)),
-                    "turned": known(turned_shares(frame))})
+                    "turned": finite(records(turned_shares(frame)))})
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "images_per_prompt": per_prompt, "draws": draws, "readings": out}

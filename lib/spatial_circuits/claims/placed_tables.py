@@ -35,9 +35,8 @@ def run_inject(model: Model, prompts: Sequence[str], heads: Sequence[str], locat
     chosen = [parse_head(head) for head in heads]
     frame = placed_injection(model, prompts, chosen, locate, scales, layer, per_prompt, seed,
                              progress=progress, chunks=chunks, means_from=means_from)
-    held_out = [len(some) for some in means_sources(prompts, means_from)[1]]
     means = {"of": "the other half" if means_from is None else "further prompts",
-             "prompts": held_out}
+             "prompts": [len(some) for some in means_sources(prompts, means_from)[1]]}
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
             "heads": [head_name(*head) for head in chosen], "layer": layer, "means": means,
             "effects": records(placed_effects(frame))}

@@ -174,11 +174,10 @@ def population_record(folders: Sequence[Path]) -> dict:
               "conditional": conditional_scores(folders), "reading": read,
               "reading_counts": reading_counts(read)}
     return {"runs": [folder_name(f) for f in folders],
-            **{name: _plain(table) for name, table in tables.items()}}
+            **{name: finite(table.to_dict("records")) for name, table in tables.items()}}
 
 
-def _plain(frame: pd.DataFrame) -> list[dict]:
-    """Rows of a frame; NaN and infinity become None."""
-    def value(x: Any) -> Any:
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-    return [{k: value(v) for k, v in row.items()} for row in frame.to_dict("records")]
+def finite(rows: list[dict]) -> list[dict]:
+    """The rows with None in place of NaN and infinity."""
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v
+             for k, v in row.items()} for row in rows]

@@ -17,12 +17,7 @@ from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
 from ..analyses.locate import Locator
-from ..analyses.placed import (
-    check_when,
-    placed_ablation,
-    placed_effects,
-    placed_synopsis,
-)
+from ..analyses.placed import check_when, placed_ablation, placed_effects, placed_synopsis
 from ..analyses.screening import screen_layers
 from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
@@ -44,12 +39,6 @@ def records(frame: pd.DataFrame, digits: int = 6) -> list[dict]:
     frame = frame.reset_index() if frame.index.names != [None] else frame
     return [{k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
             for row in frame.to_dict("records")]
-
-
-def known(frame: pd.DataFrame) -> list[dict]:
-    """`records`, with null in place of NaN: a number that does not exist."""
-    return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
-            for row in records(frame)]
 
 
 def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:

@@ -25,14 +25,8 @@ from ..model.sampler import STEPS
 from ..text.counterparts import counterpart, relations_said
 from ..text.roles import role_mask
 from ..text.wordings import supported
-from .tables import (
-    OUTCOMES,
-    known,
-    metric_means,
-    records,
-    require_obeyed,
-    require_scored,
-)
+from .population import finite
+from .tables import OUTCOMES, metric_means, records, require_obeyed, require_scored
 
 PROMPT_ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # of every prompt
 WINDOWS = {"steps 0-1": range(0, 2), "steps 2-4": range(2, 5), "steps 5-8": range(5, 9),
@@ -263,4 +257,5 @@ def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed
     by_relation = exchange_table(turned, ("kind", "tokens", "target"))
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
             "scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows,
-            "table": known(exchange_table(frame)), "relations": known(by_relation)}
+            "table": finite(records(exchange_table(frame))),
+            "relations": finite(records(by_relation))}
