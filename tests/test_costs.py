@@ -1,6 +1,8 @@
 """Counts of operations and bytes: what PyTorch counts and what tensors take, to the number or nearly so."""
+import json
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny_pixart
@@ -23,6 +25,7 @@ from spatial_circuits.hooks.attach import hooked
 from spatial_circuits.hooks.readers import Patterns
 from spatial_circuits.model.store import load
 
+TOP = Path(__file__).parents[1]
 PROMPT = "a cat is above a dog"
 SHAPES = [({}, 300, (32, 48)), ({"size": 128, "head_dim": 12}, 30, (32, 32)), ({"head_dim": 4, "size": 64}, 20, (64, 64))]
 
@@ -198,3 +201,30 @@ def test_the_check_says_what_an_analysis_will_take(folder, capsys):
     for one in costs.estimates(s, 5):
         assert f"{one.analysis}: {one.forwards:,} forwards, {one.operations:.2e} operations, " in said
     assert f"memory of the transformer: {costs.weight_bytes(s) / 2 ** 20:,.1f} MiB" in said
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((TOP / "book" / "pixart_costs.json").read_text())
+
+
+def test_the_readme_says_what_is_on_record(record):
+    told = " ".join((TOP / "README.md").read_text().split())
+    beside = ", ".join(f"`{row['analysis']}` {row['beside the weights'] / 1e9:.1f}" for row in record["memory"] if "beside the weights" in row)
+    assert f"in GB: {beside};" in told and f"{record['speed']['ratio'][1]:.2f} times the processor time" in told
+    assert (f"{record['layers']} layers of {record['heads']} heads, {record['places']:,} image tokens, {record['tokens']} text tokens, "
+            f"{record['dtype']}") in told
+
+
+def test_what_was_measured_at_sigmas_shape_is_within_its_bounds_and_near_what_was_foretold(record):
+    config = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "patch_size": 2, "in_channels": 4, "out_channels": 8,
+              "caption_channels": 16, "sample_size": 128, "use_additional_conditions": True}
+    assert record["parameters"] == costs.parameters(costs.sizes_of_config(config, 300))
+    rows = {row["analysis"]: row for row in record["memory"]}
+    assert {"heatmap", "synopsis", "ablate", "patch", "inject", "screen"} <= set(rows)
+    for name, row in rows.items():
+        if name == "decoding":
+            continue
+        assert row["peak"] - row["weights"] == row["beside the weights"] < 8e9
+        assert 0.5 < row["estimate"] / (row["peak"] - row["before"]) < 2, name
+    assert record["speed"]["ratio"][1] <= 1.25
