@@ -284,26 +284,28 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 # %%
 taken = json.loads(Path("pixart_costs.json").read_text())
 measured = pd.DataFrame(taken["memory"]).set_index("analysis")
-gigabytes = measured[["peak", "beside the weights", "estimate"]] / 1e9
-seconds = measured["seconds"].str[1].rename("processor seconds")
-gigabytes.round(2).join(seconds.round(0)).rename_axis("GB")
+measured["itself"] = measured["beside the weights"] - measured["libraries"]
+columns = ["peak", "weights", "libraries", "itself", "estimate"]
+gigabytes = measured[columns] / 1e9
+gigabytes.round(2)
 
 # %%
-beside = float(gigabytes["beside the weights"].max())
+beside = float(measured["beside the weights"].max()) / 1e9
 slower, foretold = taken["speed"]["ratio"][1], taken["speed"]["ratio counted"]
 within = beside <= 8 and slower <= 1.25
 kept = "is kept" if within else "is **not** kept"
 Markdown(f"""
 {taken["layers"]} layers of {taken["heads"]} heads of {taken["head_dim"]},
 {taken["places"]:,} image tokens, {taken["tokens"]} text tokens, {taken["dtype"]}, by
-{taken["threads"]} thread of {taken["processor"]}. *peak* is all memory of the process,
-*beside the weights* what is left without them, Python and PyTorch among it, *estimate*
-what `costs` foretells of that, without these two; *decoding* is a decoder of the real
+{taken["threads"]} thread of {taken["processor"]}; all in GB. *peak* is all memory of
+the process; of it are *weights* those of the pipeline, *libraries* Python and PyTorch,
+and *itself* what is left. *estimate* is what `costs` foretells of that: the tensors,
+without what their kernels take for themselves. *decoding* is a decoder of the usual
 channels, a picture at a time. A step with readers on every head took {slower:.2f} times
 the processor time of the bare pipeline's ({foretold:.2f} by operations).
 
 The bound of 8 GB beside the weights and of 1.25 times the step {kept}: at most
-{beside:.1f} GB and {slower:.2f} times.
+{beside:.1f} GB, libraries among it, and {slower:.2f} times.
 """)
 
 # %% [markdown]

@@ -207,7 +207,7 @@ open(f"{sys.argv[1]}.{process()[0]}", "w").write(json.dumps([process(), status, 
 
 def test_two_processes_of_accelerate_share_the_chunks_and_make_the_table_of_one(folder, tmp_path):
     prompts, mask, script = tmp_path / "prompts.txt", tmp_path / "mask.npy", tmp_path / "script.py"
-    prompts.write_text("\n".join([*PROMPTS[:2], "a cat is below a dog"]))
+    prompts.write_text("\n".join([*PROMPTS[:2], "a cat is below a dog", "a red dog on the right of a cat"]))
     masks = np.zeros((2, 8, 8), bool)
     masks[0, :, :2] = masks[1, :, 4:] = True
     np.save(mask, masks)

@@ -148,17 +148,17 @@ class Blank:
         return torch.zeros(len(latents), 3, 8, 8, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("shape", [{"size": 32, "heads": 4}, {"size": 64, "heads": 2, "head_dim": 24}])
-def test_memory_is_foretold_to_a_factor_of_two(shape, tmp_path, monkeypatch):
+@pytest.mark.parametrize("shape", [{"size": 64, "heads": 4}, {"size": 64, "heads": 2, "head_dim": 24}])
+def test_memory_is_foretold_to_a_factor_of_one_and_a_half(shape, tmp_path, monkeypatch):
     monkeypatch.setattr(placed, "head_p", partial(head_p, n=1))
-    tiny_pixart.pipeline(scheduler="euler", layers=2, **shape).save_pretrained(tmp_path / "pipe")
+    tiny_pixart.pipeline("alpha", "euler", layers=2, **shape).save_pretrained(tmp_path / "pipe")      # of 120 tokens: a small T5
     model = load(tmp_path / "pipe")
     model = replace(model, vae=Blank(model.vae.model))
     draw = analyses(model)
     for one in estimated(model):
         with LiveBytes() as live:
             draw[one.analysis]()
-        assert 0.5 < one.memory / live.peak < 2, (one.analysis, one.memory, live.peak)
+        assert 2 / 3 < one.memory / live.peak < 1.5, (one.analysis, one.memory, live.peak)
 
 
 def test_what_readers_keep_is_what_is_said(folder):

@@ -34,6 +34,7 @@ from spatial_circuits.model.export import random_pipeline
 from spatial_circuits.model.store import load
 
 PROMPTS = ["a cat is above a dog", "a red cat is above a dog", "a blue cat is above a dog", "a cat is above a red dog"]
+OTHERS = ["a dog is above a cat"]         # of which means are taken: fewer than a half of the others
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 CHANNELS = (128, 256, 512, 512)         # of the VAE that PixArt comes with
 
@@ -55,13 +56,18 @@ def timed(work) -> tuple[float, float]:
     return time.perf_counter() - clock, time.process_time() - used
 
 
-def decoded(dtype: torch.dtype, size: int) -> None:
+def decoded(dtype: torch.dtype, size: int) -> dict:
     """A decoder of the usual channels, random weights, one picture."""
+    libraries = memory("VmRSS")
+    vae = AutoencoderKL(block_out_channels=CHANNELS, layers_per_block=2, latent_channels=4,
+                        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4).to(dtype)
+    forget_peak()
     with torch.no_grad():
-        vae = AutoencoderKL(block_out_channels=CHANNELS, layers_per_block=2, latent_channels=4,
-                            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4).to(dtype)
-        forget_peak()
-        vae.decode(torch.zeros(1, 4, size, size, dtype=dtype))
+        seconds = timed(lambda: vae.decode(torch.zeros(1, 4, size, size, dtype=dtype)))
+    weights = sum(p.numel() * p.element_size() for p in vae.parameters())
+    return {"analysis": "decoding", "libraries": libraries, "weights": weights, "peak": memory("VmHWM"),
+            "beside the weights": memory("VmHWM") - weights, "estimate": costs.decoder_bytes(CHANNELS, (8 * size) ** 2, dtype.itemsize),
+            "seconds": seconds}
 
 
 def jobs(model) -> dict:
@@ -73,26 +79,26 @@ def jobs(model) -> dict:
             "synopsis": lambda: placed_synopsis(model, PROMPTS, locate, steps=1),
             "ablate": lambda: placed_ablation(model, PROMPTS, sets, locate, steps=1),
             "patch": lambda: patched_predictions(model, PROMPTS[:1], heads=some, steps=1),
-            "inject": lambda: placed_injection(model, PROMPTS, [(0, 1), (1, 1)], locate, early=1, steps=1),
+            "inject": lambda: placed_injection(model, PROMPTS, [(0, 1), (1, 1)], locate, early=1, steps=1, means_from=OTHERS),
             "screen": lambda: screen_layers(model, ["a cat on the left of a dog", *PROMPTS])}
 
 
 def measured(name: str, folder: str, dtype: str, repeats: int) -> dict:
     """One analysis in this process."""
     if name == "decoding":
-        seconds = timed(lambda: decoded(getattr(torch, DTYPES[dtype]), 128))
-        return {"analysis": name, "peak": memory("VmHWM"), "seconds": seconds,
-                "estimate": costs.decoder_bytes(CHANNELS, 1024 ** 2, 2 if dtype == "bf16" else 4)}
-    model = load(folder, dtype=DTYPES[dtype])
+        return decoded(getattr(torch, DTYPES[dtype]), 128)
+    libraries, model = memory("VmRSS"), load(folder, dtype=DTYPES[dtype])
     sizes, weights = costs.sizes_of(model), sum(size for part, size in costs.model_bytes(model).items() if part != "decoding")
     estimate = {one.analysis: one.memory for one in costs.estimates(sizes, len(PROMPTS), steps=1)}
-    before = memory("VmRSS")
+    for module in (model.transformer, model.vae.model, model.pipe.text_encoder):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()         # in memory, not in a file that is mapped
     forget_peak()
     if name == "speed":
-        return {"before": before, **speed(model, sizes, repeats)}
+        return speed(model, sizes, repeats)
     seconds = timed(jobs(model)[name])
     peak = memory("VmHWM")
-    return {"analysis": name, "weights": weights, "before": before, "peak": peak, "beside the weights": peak - weights,
+    return {"analysis": name, "libraries": libraries, "weights": weights, "peak": peak, "beside the weights": peak - weights,
             "estimate": estimate[name], "seconds": seconds}
 
 
@@ -128,7 +134,7 @@ def main() -> None:
     ask.add_argument("--repeats", type=int, default=2, help="of each step that is timed")
     ask.add_argument("--size", type=int, default=128, help="latents a side")
     ask.add_argument("--names", nargs="+", help="of speed, decoding and the analyses; default: all")
-    ask.add_argument("--out", type=Path, help="a JSON file")
+    ask.add_argument("--out", type=Path, help="a JSON file; names that it holds are measured anew, the others stay")
     ask.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = ask.parse_args()
     if given.one:
@@ -144,6 +150,9 @@ def main() -> None:
         found = {"machine": machine(), "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
                  "dtype": given.dtype, "layers": sizes.layers, "heads": sizes.heads, "head_dim": sizes.head_dim,
                  "places": sizes.places, "tokens": sizes.tokens, "parameters": costs.parameters(sizes), "memory": []}
+        if given.out and given.out.exists():
+            before = json.loads(given.out.read_text())
+            found |= {"memory": [row for row in before["memory"] if row["analysis"] not in names], "speed": before.get("speed")}
         for name in names:
             line = [sys.executable, __file__, "--one", name, folder, "--dtype", given.dtype, "--repeats", str(given.repeats)]
             done = subprocess.run(line, capture_output=True, text=True, env=dict(os.environ))
@@ -155,8 +164,8 @@ def main() -> None:
                 found["speed"] = row
             else:
                 found["memory"].append(row)
-    if given.out:
-        write_json(given.out, found)
+            if given.out:
+                write_json(given.out, found)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,9 @@ def corpus() -> pd.DataFrame:
     (which of its relation's phrases)."""
     told = pd.DataFrame({"caption": all_captions()}).drop_duplicates()
     said = [parse(c) for c in told["caption"]]
+    told[["first", "second"]] = [p.shape for p in said]
     told["relation"] = [p.relation for p in said]
-    told["pair"] = [3 * p.shape[0] + p.shape[1] for p in said]
+    told["pair"] = 3 * told.pop("first") + told.pop("second")
     starts = [PHRASE_RELATION.index(relation) for relation in told["relation"]]
     told["wording"] = [p.phrase for p in said] - np.array(starts)
     return told.reset_index(drop=True)
