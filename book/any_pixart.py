@@ -274,10 +274,46 @@ for title, (side, tokens) in KNOWN.items():
 pd.DataFrame(table).set_index(["model", "analysis"])
 
 # %% [markdown]
-# Expected by counting, not measured: 14 steps, 96 pictures (one for the heat map), four at a time; *T/s* are
-# trillions of operations a second that a device really does, a part of what its maker names. Text encoder and decoder
-# run beside this and are left out of the time. `ablate` is of all 448 heads, each alone; `--heads` names a few.
+# Expected by counting, not measured: 14 steps, 96 pictures of a prompt each (one for the heat map), four at a time;
+# *T/s* are trillions of operations a second that a device really does, a part of what its maker names. Text encoder
+# and decoder run beside this and are left out of the time. `ablate` and `patch` are of all 448 heads, each alone,
+# `patch` in both directions and at every step (`--heads` names a few, `--every 3` takes a third of the steps);
+# `inject` is at one scale, half of what it draws being for the means; `screen` runs no forward.
 #
+# ### What was measured
+#
+# `tests/benchmarks/big_pixart.py` builds a pipeline of PixArt-Sigma's shape with random weights, with a text encoder
+# and a decoder that are tiny, and runs each analysis in a process of its own: one step, and as few prompts as fill a
+# batch of its usual size, by which the fullest moment is reached. What it found is in `pixart_costs.json`.
+
+# %%
+taken = json.loads(Path("pixart_costs.json").read_text())
+measured = pd.DataFrame(taken["memory"]).set_index("analysis")
+measured["itself"] = measured["beside the weights"] - measured["libraries"]
+columns = ["peak", "weights", "libraries", "itself", "estimate"]
+gigabytes = measured[columns] / 1e9
+gigabytes.round(2)
+
+# %%
+beside = float(measured["beside the weights"].max()) / 1e9
+slower, foretold = taken["speed"]["ratio"][1], taken["speed"]["ratio counted"]
+within = beside <= 8 and slower <= 1.25
+kept = "is kept" if within else "is **not** kept"
+Markdown(f"""
+{taken["layers"]} layers of {taken["heads"]} heads of {taken["head_dim"]},
+{taken["places"]:,} image tokens, {taken["tokens"]} text tokens, {taken["dtype"]}, by
+{taken["threads"]} thread of {taken["processor"]}; all in GB. *peak* is all memory of
+the process; of it are *weights* those of the pipeline, *libraries* Python and PyTorch,
+and *itself* what is left. *estimate* is what `costs` foretells of that: the tensors,
+without what their kernels take for themselves. *decoding* is a decoder of the usual
+channels, a picture at a time. A step with readers on every head took {slower:.2f} times
+the processor time of the bare pipeline's ({foretold:.2f} by operations).
+
+The bound of 8 GB beside the weights and of 1.25 times the step {kept}: at most
+{beside:.1f} GB, libraries among it, and {slower:.2f} times.
+""")
+
+# %% [markdown]
 # With a GPU that has the memory:
 #
 # ```bash
@@ -296,10 +332,16 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 # ```
 #
 # `patch` exchanges a head's output between a prompt and its opposite and asks what the model predicts, so that it
-# needs no locator; `inject` writes the opposite relation into the picture, as the named heads write it. The same
-# command goes on after a kill: `--chunks` keeps what is finished, and refuses the folder of another run. Through that
-# folder several GPUs share a run: `accelerate launch --multi_gpu --num_processes 8 -m spatial_circuits.cli` in place of
-# `spatial-circuits`.
+# needs no locator. `inject` writes the opposite relation into the picture, as the named heads write it: a mean over
+# prompts of other things than the one that is scored, so that no prompt meets a mean that it is in. By default each
+# half of the prompts gets the means of the other; `--means-from FILE` gives prompts for the means alone; the record
+# says which under `means`.
+#
+# The same command goes on after a kill: `--chunks` keeps what is finished, and refuses the folder of another run.
+# Through that folder several GPUs share a run: `accelerate launch --multi_gpu --num_processes 8 -m
+# spatial_circuits.cli` in place of `spatial-circuits`, or the same command started once for each. Each locks the part
+# that it computes. If one dies, its lock goes with it; the others say which it was and compute its part. (accelerate
+# itself ends all if one dies; the same command then goes on.)
 
 # %% [markdown]
 # ## What was established
@@ -310,8 +352,10 @@ verdict({f"Readers tell the truth about {net.name} and leave pictures alone":
          checked.passed,
          "An edit in a file is the same by command and by Python":
          status == 0 and by_both,
-         "`rte` through stock diffusers gives chapter 6's numbers": alike and equal})
+         "`rte` through stock diffusers gives chapter 6's numbers": alike and equal,
+         "At PixArt-Sigma's shape, with random weights, analyses keep within 8 GB beside "
+         "the weights and readers within 1.25 times the step": within})
 
 # %% [markdown]
 # Not established: anything about a pretrained PixArt, unless this page was run on one; nor that shapes of our detector, or boxes
-# of a zero-shot one, are good places in photographs. The hours and gigabytes above are counted, not measured.
+# of a zero-shot one, are good places in photographs. The hours above are counted, not measured.

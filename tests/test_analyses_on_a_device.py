@@ -55,7 +55,7 @@ from spatial_circuits.text.counterparts import counterpart, relations_said
 fake = pytest.importorskip("fake_device")
 PROMPTS = prompt_set("264")[:22]
 TOLD = "red square is above blue circle"
-HELPERS = {"snapshots", "memory_of", "model_bytes", "edit_hooks",     # read files, count, make hooks for `under_edits`
+HELPERS = {"snapshots", "model_bytes", "edit_hooks",     # read files, count, make hooks for `under_edits`
            "asked", "judge_pictures", "check_when", "check_edits"}            # of what the placed analyses consist
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,7 +192,8 @@ def anywhere(model):
     yield placed.placed_ablation(model, [TOLD], {"one": [(0, 1)]}, locate.by_detector, steps=1)
     yield placed.placed_synopsis(model, [TOLD], locate.by_detector, steps=1)
     yield placed_injection.relation_means(model, [TOLD], [(0, 1)], early=1, steps=1)["above"]
-    yield placed_injection.placed_injection(model, [TOLD], [(0, 1)], locate.by_detector, early=1, steps=1)
+    yield placed_injection.placed_injection(model, [TOLD], [(0, 1)], locate.by_detector, early=1, steps=1,
+                                            means_from=["blue square is above red circle"])
     yield predicted.calls(model, [TOLD, counterpart(TOLD, "relation")], 0, steps=1)[0].latents.cpu()
     yield predicted.patched_predictions(model, [TOLD], steps=1)
     yield screening.word_means(model, [TOLD])["above"]

@@ -65,7 +65,7 @@ def test_a_run_killed_at_once_resumes_to_the_same_weights(tmp_path, monkeypatch,
 def test_evaluate_writes_every_figure(saved, capsys):
     assert main(["evaluate", "--model", str(saved), "--limit", "3", "--images-per-prompt", "2", "--json", "new/out.json"]) == 0
     record = json.loads(Path("new/out.json").read_text())
-    assert (record["model"], record["limit"], record["images_per_prompt"], record["seed"]) == ("untrained", 3, 2, 1)
+    assert (record["model"], record["prompts"], record["images_per_prompt"], record["seed"]) == ("untrained", 3, 2, 1)
     assert list(record["metrics"]) == list(METRICS)
     for figures in record["metrics"].values():
         assert figures["low"] <= figures["mean"] <= figures["high"] <= 1 and figures["ceiling"] > 0.99

@@ -64,7 +64,7 @@ def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
 
 def test_curves_compare_the_rankings_with_random_orders(rte_model, monkeypatch):
     monkeypatch.setattr(study, "mean_outputs", lambda model, prompts: mean_outputs(model, prompts[:22]))
-    monkeypatch.setattr(study, "curve_sizes", lambda heads: [0, 6, 18, heads])
+    monkeypatch.setattr(study.curves, "curve_sizes", lambda heads: [0, 6, 18, heads])
     record = plain(study.run_curves(rte_model, prompt_set("264")[3::66], orders=1))
     assert record["prompts"] + record["discovery_prompts"] == 4 and record["random_circuits"] == 2
     methods = {"patching", "attribution", "synopsis", "screen"}
@@ -74,8 +74,10 @@ def test_curves_compare_the_rankings_with_random_orders(rte_model, monkeypatch):
     cpr = {r["order"]: r["value"] for r in record["numbers"] if r["number"] == "CPR"}
     assert cpr["patching"] > cpr["random"]
     assert {r["kind"] for r in record["kinds"]} == {"mean", "zero", "resample"}
-    with pytest.raises(ValueError, match="3 prompts and 1 random orders; curves need at least 4"):
+    with pytest.raises(ValueError, match="3 prompts are too few: heads are found on every fourth"):
         study.run_curves(rte_model, prompt_set("264")[:3], orders=1)
+    with pytest.raises(ValueError, match="0 random orders; curves need at least one"):
+        study.run_curves(rte_model, prompt_set("264")[:4], orders=0)
 
 
 @pytest.mark.parametrize("options, message", [

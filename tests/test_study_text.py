@@ -106,7 +106,7 @@ def test_a_donor_with_other_tokens_is_refused_before_any_work(no_sampling, monke
 def test_subspaces_has_every_site_rank_and_kind(monkeypatch):
     net = load("rte-biased")
     for name in ("learn_subspace", "subspace_effects", "subspace_pictures"):
-        monkeypatch.setattr(text_tables, name, partial(getattr(subspaces, name), steps=2))
+        monkeypatch.setattr(subspaces, name, partial(getattr(subspaces, name), steps=2))
     monkeypatch.setattr(text_tables, "require_obeyed", lambda *_: None)
     record = text_tables.run_subspaces(net, prompt_set("264")[:22], iterations=1, ranks=[1],
                                        other=load("rte-biased"))

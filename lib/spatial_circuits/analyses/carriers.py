@@ -84,14 +84,13 @@ def _queries(pairs: Pairs, i: int, x: Tensor, t: Tensor, relation: Sequence[Head
              sets: Sequence[Sequence[str]]) -> Tensor:
     """The reader's query [P, 2 + C, N, d]: clean, counterpart, and with each set held."""
     count, conditions = len(x), _RUNS + len(sets)
-    first = torch.arange(count)[:, None] * conditions
-    clean, other = first.expand(-1, conditions).flatten(), (first + 1).expand(
-        -1, conditions).flatten()
+    clean = torch.arange(count).repeat_interleave(conditions) * conditions
+    other = clean + 1
     sending = head_masks(pairs.model, [(), (), *[relation] * len(sets)])
     hooks: list[Hook] = [Patch(clean, spread(sending, count), branch="cond")]
     for kind in ("self", "cross"):
-        masks = head_masks(pairs.model, [(), (), *([_head(c) for c in s if kind_of(c) == kind]
-                                                   for s in sets)])
+        masks = head_masks(pairs.model, [(), (), *(
+            [parse_head(c.replace("S", "H")) for c in s if kind_of(c) == kind] for s in sets)])
         if masks.any():
             hooks.append(Patch(other, spread(masks, count), kind=kind, branch="cond"))
     mlps = torch.zeros(conditions, layers_and_heads(pairs.model)[0], dtype=torch.bool)
@@ -105,10 +104,6 @@ def _queries(pairs: Pairs, i: int, x: Tensor, t: Tensor, relation: Sequence[Head
             _held_mlps(wires.blocks, spread(mlps, count), other):
         prediction = one.run(i, session, x.repeat_interleave(conditions, 0), t, text)
         return pairs.seen(wires, prediction).unflatten(0, (count, conditions))
-
-
-def _head(name: str) -> Head:
-    return parse_head(name.replace("S", "H"))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.captions import ROLES
+from ..data.scenes import RELATIONS
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
 
@@ -172,31 +173,48 @@ def kept_bytes(s: Sizes, steps: int = STEPS, samples: int = 1) -> dict[str, int]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an analysis will take: forwards, operations, and bytes beside the weights at its
-    fullest moment."""
+    """What an analysis will take: forwards (of two rows: a picture in both branches, or two of one
+    branch), operations, and bytes beside the weights at its fullest moment."""
     analysis: str
     forwards: int
     operations: int
     memory: int
 
 
-def estimates(s: Sizes, pictures: int, chunk: int = 4, steps: int = STEPS) -> list[Estimate]:
-    """A heat map, and for so many pictures the synopsis and the ablation of every head alone, as
-    `heatmap`, `placed_synopsis` and `placed_ablation` draw them: `chunk` pictures at a time, both
-    branches; the decoding of pictures aside.
+def estimates(s: Sizes, pictures: int, chunk: int = 4, steps: int = STEPS, batch: int = 16,
+              words: int = 32) -> list[Estimate]:
+    """A heat map; for so many pictures, one of each prompt, synopsis, ablation and patching of
+    every head alone, and injection at one scale, as `heatmap`, `placed_synopsis`,
+    `placed_ablation`, `patched_predictions` and `placed_injection` make them; and `screen_layers`
+    for prompts of so many words. `chunk` pictures or `batch` rows at a time; the decoding of
+    pictures aside.
 
-    Raises ValueError for less than one picture, chunk or step.
+    At most: injection draws no text twice. Raises ValueError for less than one picture, chunk,
+    step or word, or a batch below 3.
     """
-    if min(pictures, chunk, steps) < 1:
-        raise ValueError(f"pictures is {pictures}, chunk {chunk}, steps {steps}; each must be at "
-                         "least 1")
+    if min(pictures, chunk, steps, words, batch - 2) < 1:
+        raise ValueError(f"pictures is {pictures}, chunk {chunk}, steps {steps}, words {words}, "
+                         f"batch {batch}; each must be at least 1, batch 3")
     one, at_once = sum(forward_operations(s).values()), min(chunk, pictures)
     kept, full = kept_bytes(s, steps, at_once), activation_bytes(s, 2 * at_once)
-    words, places = (reading_operations(s, reader) for reader in ("words", "places"))
-    alone = 1 + s.layers * s.heads
+    seen, places = (reading_operations(s, reader) for reader in ("words", "places"))
+    heads, stream = s.layers * s.heads, 4 * s.places * s.width                  # in float32
+    alone = (1 + heads) * steps * pictures
+    pairs = -(-2 * s.heads // (batch - 2))        # batches of a layer, a clean pair in each
+    patched = (2 + s.layers * (s.heads + pairs)) * steps * pictures
+    rows = min(batch, 2 + 2 * s.heads)
+    written = 5 * steps * pictures                # two to take means of, three to score
+    vectors = 2 * len(RELATIONS) + 3 * at_once    # means of both halves, and what is added
+    layer = 2 * s.width * (s.width * (2 * s.places + words) + words * s.places)
+    text = 2 * s.tokens * (s.text + s.width) * s.width
+    maps = 4 * s.heads * words * s.places
     return [
-        Estimate("heatmap", steps, steps * (one + words),
+        Estimate("heatmap", steps, steps * (one + seen),
                  activation_bytes(s) + kept_bytes(s, steps)["heatmap"]),
         Estimate("synopsis", 2 * steps * pictures, steps * pictures * (2 * one + places),
                  full + kept["places"]),
-        Estimate("ablate", alone * steps * pictures, alone * steps * pictures * one, full)]
+        Estimate("ablate", alone, alone * one, full),
+        Estimate("patch", patched, patched * one, activation_bytes(s, rows)),
+        Estimate("inject", written, written * one, full + vectors * stream),
+        Estimate("screen", 0, (s.layers + 1) * layer + pictures * text,
+                 32 * s.width ** 2 + 3 * stream + 4 * maps)]

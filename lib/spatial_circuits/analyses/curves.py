@@ -103,7 +103,6 @@ def keep_and_remove(model: Model, prompts: Sequence[str], orders: Mapping[str, S
     everyone = heads_of(model)
     if wrong_ways := [way for way in ways if way not in WAYS]:
         raise ValueError(f"way {wrong_ways[0]!r} is unknown; choose from {', '.join(WAYS)}")
-    _check_kind(kind, mean)
     for name, order in orders.items():
         if sorted(order) != everyone:
             raise ValueError(f"order {name!r} does not hold every head of the model once")
@@ -122,18 +121,14 @@ def keep_and_remove(model: Model, prompts: Sequence[str], orders: Mapping[str, S
     return frame.assign(order=order, way=way, size=size)
 
 
-def _check_kind(kind: str, mean: Tensor | None) -> None:
+def _ablated(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]], kind: str,
+             mean: Tensor | None, seed: int, **options) -> pd.DataFrame:
+    """Scores with each set of heads ablated by a kind; frame as of `sweep`."""
     if kind not in KINDS_OF_ABLATION:
         raise ValueError(f"kind {kind!r} is unknown; choose from {', '.join(KINDS_OF_ABLATION)}")
     if (kind == "mean") != (mean is not None):
         raise ValueError(f"kind {kind!r} and mean {'given' if mean is not None else 'not given'}; "
                          "mean outputs go with kind 'mean'")
-
-
-def _ablated(model: Model, prompts: Sequence[str], sets: Mapping[str, Sequence[Head]], kind: str,
-             mean: Tensor | None, seed: int, **options) -> pd.DataFrame:
-    """Scores with each set of heads ablated by a kind; frame as of `sweep`."""
-    _check_kind(kind, mean)
     if kind == "resample":
         return _resampled(model, prompts, sets, seed, **options)
     return ablate(model, prompts, sets, seed=seed, mean=mean, **options)

@@ -25,18 +25,11 @@ from ..model.pipeline import Model
 from ..model.sampler import STEPS
 from ..model.transformer import predict
 from ..text.prepared import Prepared
+from . import token_exchange
 from .heads import Head, head_masks, heads_of, named_heads, other_heads
 from .intervals import mean_interval, percentiles
 from .patching import clean_trace, prediction_effects
 from .sweep import spread, sweep
-from .token_exchange import (
-    assembled,
-    donors,
-    encoded,
-    holm,
-    picked,
-    wilson_clusters,
-)
 
 EVERY_HEAD, NO_HEAD, READERS, OTHERS = "all heads", "no head", "readers", "all others"
 RANDOM_SET = "random"
@@ -65,17 +58,17 @@ class Doubled:
 def doubled(model: Model, prompts: Sequence[str], given: Sequence[str], tokens: str) -> Doubled:
     """Each prompt with a donor's tokens of a role, "shape2" or "a+b", added. Raises ValueError for
     a prompt or donor without such a token."""
-    text, row_of = encoded(model.encoder, [*prompts, *given])
+    text, row_of = token_exchange.encoded(model.encoder, [*prompts, *given])
     rows, counts = [], []
     for prompt, donor in zip(prompts, given):
-        parts = [picked(text, row_of[prompt], tokens, inside=False),
-                 *(picked(text, row_of[p], tokens) for p in (prompt, donor))]
+        parts = [token_exchange.picked(text, row_of[prompt], tokens, inside=False),
+                 *(token_exchange.picked(text, row_of[p], tokens) for p in (prompt, donor))]
         for told, part in zip((prompt, donor), parts[1:]):
             if not part:
                 raise ValueError(f"{told!r} holds no token of role {tokens}")
         rows.append(sum(parts, []))
         counts.append([len(part) for part in parts])
-    made = assembled(text, rows)
+    made = token_exchange.assembled(text, rows)
     places = torch.arange(made.text.mask.shape[1])
     ends = torch.tensor(counts).cumsum(1)[:, :, None]                                # [P, 3, 1]
     return Doubled(made, (places >= ends[:, 0]) & (places < ends[:, 1]),
@@ -134,7 +127,7 @@ def find_readers(model: Model, prompts: Sequence[str], tokens: str, target: floa
     `patching.greedy_patching` does, with the effects of `reading_effects`. A row a round: name,
     head, effect, low, high (95 % bootstrap over prompts). Raises ValueError as that does.
     """
-    found = donors(prompts)
+    found = token_exchange.donors(prompts)
     told = [*prompts, *prompts]
     given = [*found["opposite"], *found["turned"]]
     chosen: list[Head] = []
@@ -180,7 +173,7 @@ def turn_pictures(model: Model, prompts: Sequence[str], tokens: str, readers: Se
     for i in range(draws):
         picks = rng.choice(len(everyone), len(readers), replace=False)
         sets[f"{RANDOM_SET} {i + 1}"] = [everyone[k] for k in picks]
-    found, frames = donors(prompts), []
+    found, frames = token_exchange.donors(prompts), []
     for kind in PARTS_BY_KIND:
         made = doubled(model, prompts, found[kind], tokens)
         frame = sweep(replace(model, encoder=made.text), list(map(str, range(len(prompts)))),
@@ -209,10 +202,10 @@ def turned_shares(frame: pd.DataFrame) -> pd.DataFrame:
         for name in (NO_HEAD, EVERY_HEAD, READERS, OTHERS, RANDOM_SET):
             some = means[drawn].mean() if name == RANDOM_SET else means[name]
             low, high = percentiles(means[drawn].to_numpy()) if name == RANDOM_SET \
-                else wilson_clusters(cells[name].to_numpy(float))
+                else token_exchange.wilson_clusters(cells[name].to_numpy(float))
             of_all = (some - means[NO_HEAD]) / room if room > 0 else np.nan
             rows.append((part, name, float(some), float(low), float(high), float(of_all),
                          len(cells), p if name == READERS and room > 0 else np.nan))
     table = pd.DataFrame(rows, columns=["part", "heads", "share", "low", "high", "of_all",
                                         "prompts", "p"])
-    return table.assign(p=holm(table["p"].to_numpy()))
+    return table.assign(p=token_exchange.holm(table["p"].to_numpy()))

@@ -77,9 +77,9 @@ def placed_ablation(model: Model, prompts: Sequence[str], sets: Mapping[str, Seq
     names, where = head_conditions(model, sets)
     if role:
         role_mask(model.encoder, prompts, role)
-    kept = chunks or Chunks()
-    kept.open("ablate", model, prompts=list(prompts), sets=dict(sets), per_prompt=per_prompt,
-              seed=seed, role=role, when=when, chunk=chunk, options=options)
+    kept = (chunks or Chunks()).open(
+        "ablate", model, prompts=list(prompts), sets=dict(sets), per_prompt=per_prompt, seed=seed,
+        role=role, when=when, chunk=chunk, options=options)
 
     def hooks(number: int, part: slice) -> list[Hook]:
         heads = where[number]
@@ -173,9 +173,8 @@ def placed_synopsis(model: Model, prompts: Sequence[str], locate: Locator, per_p
     counts.
     """
     drawn = asked(model, prompts, locate, per_prompt, seed, chunk, **options)
-    kept = chunks or Chunks()
-    kept.open("synopsis", model, prompts=list(prompts), per_prompt=per_prompt, seed=seed,
-              chunk=chunk, options=options)
+    kept = (chunks or Chunks()).open("synopsis", model, prompts=list(prompts), seed=seed,
+                                     per_prompt=per_prompt, chunk=chunk, options=options)
     places = [slice(start, start + chunk) for start in range(0, len(drawn.texts), chunk)]
     jobs = [(f"{place.start:06}", partial(_seen, model, drawn, place, locate, options))
             for place in places]

@@ -105,22 +105,20 @@ def patched_predictions(model: Model, prompts: Sequence[str], others: Sequence[s
     for prompt in (*prompts, *given):
         model.encoder.encode([prompt])                  # refuses what is too long, or unknown
     check_edits(model, [*prompts, *given], steps)
-    seeds, kept = pictures(prompts, 1, seed)[1], chunks or Chunks()
-    kept.open("patch", model, prompts=list(prompts), others=given, heads=chosen, every=every,
-              seed=seed, steps=steps, options=options)
-    layers = sorted({layer for layer, _ in chosen})
+    seeds, layers = pictures(prompts, 1, seed)[1], sorted({layer for layer, _ in chosen})
+    kept = (chunks or Chunks()).open("patch", model, prompts=list(prompts), others=given,
+                                     heads=chosen, every=every, seed=seed, steps=steps,
+                                     options=options)
 
     @lru_cache(maxsize=1)
     def trace(number: int) -> list[Called]:
         pair = prompts[number], given[number]
         return calls(model, pair, seeds[number], every, steps, **options)
-    jobs, places = [], []
-    for number, pair in enumerate(zip(prompts, given)):
-        for layer in layers:
-            own = [head for head in chosen if head[0] == layer]
-            places.append((number, own))
-            jobs.append((f"{number:06}-{layer:04}",
-                         partial(_errors, model, pair, partial(trace, number), own, batch)))
+    places = [(number, [head for head in chosen if head[0] == layer])
+              for number in range(len(prompts)) for layer in layers]
+    jobs = [(f"{number:06}-{own[0][0]:04}",
+             partial(_errors, model, (prompts[number], given[number]), partial(trace, number), own,
+                     batch)) for number, own in places]
     rows = []
     for (number, own), part in zip(places, kept.parts(jobs, "patching", progress)):
         effects = 1 - part["errors"] / part["whole"]                                     # [2, K]

@@ -43,8 +43,8 @@ def screen_layers(model: Model, prompts: Sequence[str], chunks: Chunks | None = 
 
     `chunks` keeps each layer. Raises ValueError as that does, and for chunks of another run.
     """
-    kept, (layers, heads) = chunks or Chunks(), layers_and_heads(model)
-    kept.open("screen", model, prompts=list(prompts))
+    layers, heads = layers_and_heads(model)
+    kept = (chunks or Chunks()).open("screen", model, prompts=list(prompts))
     means = word_means(model, prompts)
     text = TextBatch(torch.stack(list(means.values()))[None] if means else torch.zeros(1, 0, 1),
                      torch.ones(1, len(means), dtype=torch.bool), [list(means)],

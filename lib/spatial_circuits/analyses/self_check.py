@@ -4,12 +4,10 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..hooks.core import Call, Reader
 from ..hooks.run import run
 from ..model.pipeline import Model
-from ..model.sampler import STEPS
 from .costs import forward_operations, kept_bytes, sizes_of
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value
@@ -37,8 +35,8 @@ class KernelError(Reader):
 
 @dataclass
 class SelfCheck:
-    """What `self_check` found; `memory` in bytes, see `memory_of`; `rate` in operations a second
-    (see `costs`) while it drew, text encoder and scheduler included."""
+    """What `self_check` found; `memory` in bytes, see `costs.kept_bytes`; `rate` in operations a
+    second (see `costs`) while it drew, text encoder and scheduler included."""
     pattern_error: float
     tolerance: float
     bit_identical: bool
@@ -61,12 +59,7 @@ def self_check(model: Model, prompt: str = "red square is above blue circle", se
     began = time.perf_counter()
     plain = model.latents([prompt], [seed], steps=steps, **options)
     same, seconds = torch.equal(plain, read), time.perf_counter() - began
-    operations = sum(forward_operations(sizes_of(model, *plain.shape[-2:]), reader.rows).values())
+    sizes = sizes_of(model, *plain.shape[-2:])
+    operations = sum(forward_operations(sizes, reader.rows).values())
     dtype = next(model.transformer.parameters()).dtype
-    return SelfCheck(reader.error, TOLERANCE[dtype], same, memory_of(model, plain),
-                     operations / seconds)
-
-
-def memory_of(model: Model, latents: Tensor, steps: int = STEPS) -> dict[str, int]:
-    """`costs.kept_bytes` over `steps` forwards, for latents [B, C, h, w] of one batch."""
-    return kept_bytes(sizes_of(model, *latents.shape[-2:]), steps, len(latents))
+    return SelfCheck(reader.error, TOLERANCE[dtype], same, kept_bytes(sizes), operations / seconds)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..data.captions import PHRASE_RELATION, PHRASES, parse
 from ..data.scenes import REVERSE
 from ..hooks.attach import hooked
-from ..hooks.core import Call, Hook, Reader
+from ..hooks.core import Hook, Reader
 from ..hooks.edits import Patch
 from ..model.pipeline import Model
 from ..model.sampler import STEPS
@@ -30,7 +30,7 @@ from ..text.counterparts import counterpart, relations_said
 from ..text.prepared import Prepared
 from ..text.roles import occurrences
 from .heads import Head, check_heads, head_masks
-from .patching import clean_trace
+from .patching import _Query, clean_trace
 from .sweep import spread, sweep
 from .token_exchange import rephrased
 
@@ -78,17 +78,6 @@ def _tokens_of(text: TextBatch, site: str, count: int) -> tuple[tuple[Tensor, Te
     return (row[mine], token[mine]), (row[theirs], token[theirs])
 
 
-class _HeadQuery(Reader):
-    """The query [B, N, d] of one head in the last call."""
-
-    def __init__(self, head: Head):
-        super().__init__([head])
-        self.number = head[1]
-
-    def read(self, call: Call) -> None:
-        self.query = call.query[:, self.number]
-
-
 class _Pair:
     """The prompts and their counterparts in a factor, at the latents of the clean runs; predicts
     for either, and for the counterpart with a part of the site taken from the clean prompt."""
@@ -97,8 +86,6 @@ class _Pair:
                  every: int, seed: int):
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
-        if not isinstance(site, str):
-            check_heads(model, [site])
         self.model, self.site, self.count = model, site, len(prompts)
         others = _partners(model.encoder, prompts, factor)
         text = model.encoder.encode([*prompts, *others])
@@ -106,14 +93,11 @@ class _Pair:
         self.device, self.dtype = next((p.device, p.dtype) for p in net.parameters())
         self.text = text.embeddings.to(self.device, self.dtype)                   # [2 P, T, D]
         self.mask = text.mask.to(self.device)
-        self.trace = clean_trace(model, prompts, steps, seed)[::every]
         if isinstance(site, str):
             self.clean, self.other = _tokens_of(text, site, self.count)
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of the site."""
-        return site_size(self.model, self.site)
+        else:
+            check_heads(model, [site])
+        self.trace = clean_trace(model, prompts, steps, seed)[::every]
 
     def run(self, i: int, basis: Tensor | None = None, *readers: Reader) -> Tensor:
         """Predictions [2, P, ...] at trace step i of the clean prompts and the counterparts, these
@@ -141,10 +125,10 @@ class _Pair:
             gap = (self.text[self.clean] - self.text[self.other]).float().cpu()
             sums = torch.zeros(self.count, gap.shape[-1]).index_add(0, self.clean[0], gap)
             return sums / torch.bincount(self.clean[0], minlength=self.count)[:, None]
-        reader = _HeadQuery(self.site)
+        reader = _Query(self.site)
         with torch.no_grad():
             self.run(0, None, reader)
-        clean, other = reader.query.float().cpu().split(self.count)                  # [P, N, d]
+        clean, other = reader.query.split(self.count)                                # [P, N, d]
         gap = clean - other
         sign = torch.sign((gap * gap[:, :1]).sum(-1, keepdim=True))                  # [P, N, 1]
         return (gap * sign).mean(1)
@@ -168,10 +152,10 @@ def learn_subspace(model: Model, prompts: Sequence[str], site: Site, rank: int,
     ValueError for a rank out of range, a site that prompts or model lack, or a prompt without
     counterpart.
     """
-    pair = _Pair(model, prompts, site, factor, steps, every, seed)
-    if not 1 <= rank <= pair.dim:
-        raise ValueError(f"rank is {rank}; the site has 1 to {pair.dim} dimensions")
-    free = random_subspace(pair.dim, rank, seed).to(pair.device).requires_grad_()
+    pair, size = _Pair(model, prompts, site, factor, steps, every, seed), site_size(model, site)
+    if not 1 <= rank <= size:
+        raise ValueError(f"rank is {rank}; the site has 1 to {size} dimensions")
+    free = random_subspace(size, rank, seed).to(pair.device).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=rate)
     with torch.no_grad():
         bounds = [pair.run(i) for i in range(len(pair.trace))]
@@ -214,11 +198,11 @@ def subspace_effects(model: Model, prompts: Sequence[str], site: Site,
 
     Raises ValueError for a basis of another dimension, and as `learn_subspace` does.
     """
-    pair = _Pair(model, prompts, site, factor, steps, every, seed)
-    whole = torch.eye(pair.dim)
+    pair, size = _Pair(model, prompts, site, factor, steps, every, seed), site_size(model, site)
+    whole = torch.eye(size)
     for name, basis in bases.items():
-        if basis is not None and len(basis) != pair.dim:
-            raise ValueError(f"basis {name!r} has {len(basis)} dimensions; the site has {pair.dim}")
+        if basis is not None and len(basis) != size:
+            raise ValueError(f"basis {name!r} has {len(basis)} dimensions; the site has {size}")
     errors, gaps = torch.zeros(len(bases), pair.count), torch.zeros(pair.count)
     for i in range(len(pair.trace)):
         clean, other = pair.run(i)

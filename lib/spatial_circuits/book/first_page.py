@@ -8,9 +8,8 @@ in the line below it. A sentence whose tables are missing is left out.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..analyses.intervals import wilson_edges
 from ..claims import claims
-from ..claims.judges import Evidence, mean_and_range
+from ..claims.judges import Evidence, mean_and_range, rows_with, sure
 from .claims_grid import SHORT, UNTESTED, Row, mark, tally
 
 MISSING = "(not measured)"
@@ -98,17 +97,13 @@ def _having(tables: Sequence[_Tables], *needed: str) -> list[_Tables]:
     return [t for t in tables if set(needed) <= set(t)]
 
 
-def _one(rows: Sequence[dict], metric: str = "loose", **wanted) -> dict:
-    """The first row with these values, its interval by Wilson where all or none succeeded.
-
-    Raises ValueError naming the values if there is none.
-    """
-    for row in rows:
-        if row["metric"] == metric and all(row[k] == v for k, v in wanted.items()):
-            low, high = wilson_edges(row["mean"], row["low"], row["high"], row["n_prompts"])
-            return {**row, "low": low, "high": high}
-    raise ValueError(f"no row with metric {metric}, "
-                     + ", ".join(f"{k} {v}" for k, v in wanted.items()))
+def _one(rows: Sequence[dict], **wanted) -> dict:
+    """The first row of the relation with these values, its interval by Wilson where all or none
+    succeeded. Raises ValueError naming the values if there is none."""
+    try:
+        return sure(rows_with(rows, metric="loose", **wanted)[0])
+    except KeyError as error:
+        raise ValueError(f"a table lacks {error.args[0]}") from error
 
 
 def _extreme(rows: Sequence[dict], choose: Callable) -> str:

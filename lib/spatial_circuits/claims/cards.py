@@ -12,6 +12,7 @@ from ..files import write_text
 from ..model.collections import collected, packed_entry
 from ..model.store import find_model, names, write_manifest
 from . import claims
+from .judges import span
 from .population import encoder_words, folder_name, reading, readings
 
 CARD = "README.md"
@@ -114,9 +115,8 @@ def _scores(folder: Path) -> list[str]:
     found = claims.evaluation_scores(folder)
     if not found:
         return ["Not evaluated."]
-    rows = [(claims.NAMES.get(m, m), f"{v['mean']:.3f}" + (
-        f" [{v['low']:.3f}, {v['high']:.3f}]" if "low" in v else ""), f"{v['ceiling']:.3f}")
-        for m, v in found.items()]
+    rows = [(claims.NAMES.get(m, m), f"{v['mean']:.3f}{span(v, 3)}", f"{v['ceiling']:.3f}")
+            for m, v in found.items()]
     source = "evaluation.json: 95 % intervals over prompts" \
         if (folder / "evaluation.json").exists() else "the last scores of the training log"
     return [_table(("share of pictures with the right", "", "ceiling"), rows), f"From {source}."]

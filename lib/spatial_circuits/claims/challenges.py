@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from ..analyses.intervals import wilson
 from . import claims
-from .judges import Evidence, mean_and_range
+from .judges import Evidence, mean_and_range, rows_with
 from .population import folder_name
 
 Tables = dict[str, dict[str, Any]]  # `claims.read`: the tables of a run by name
@@ -30,10 +30,6 @@ class Challenge:
     needs: tuple[str, ...]
     kinds: tuple[str, ...]
     baseline: Callable[[Tables], str]
-
-
-def _rows(rows: list[dict], **wanted: Any) -> list[dict]:
-    return [r for r in rows if all(r[k] == v for k, v in wanted.items())]
 
 
 def strict_share(tables: Tables) -> str:
@@ -53,7 +49,7 @@ def weights_against_effects(tables: Tables) -> str:
     """Spearman's rank correlation over heads: the largest ramp that a direction word draws, by the
     weights alone, against the loss of the relation without the head."""
     ramps = pd.DataFrame(tables["screen"]["heads"]).set_index("name")["projection"].abs()
-    rows = _rows(tables["ablation"]["effects"], metric="loose")
+    rows = rows_with(tables["ablation"]["effects"], metric="loose")
     loss = pd.DataFrame(rows).set_index("condition")["change"].drop("intact", errors="ignore")
     both = pd.DataFrame({"ramp": ramps.groupby(level=0).max(), "loss": -loss}).dropna()
     found = spearmanr(both["ramp"], both["loss"])
@@ -64,7 +60,7 @@ def heads_kept(tables: Tables) -> str:
     """Heads in the circuit, and the share of the relation that they keep alone."""
     circuit = tables["circuit"]
     members = {h for heads in circuit["circuit"].values() for h in heads}
-    (alone,) = _rows(circuit["tests"]["loose"], condition="circuit alone")
+    (alone,) = rows_with(circuit["tests"]["loose"], condition="circuit alone")
     return f"{len(members)} of {circuit['heads']} heads keep {mean_and_range(alone)}"
 
 
@@ -77,14 +73,14 @@ def worst_wording(tables: Tables) -> str:
 def steering(tables: Tables) -> str:
     """The share of pictures that obey a relation written into the second shape's token, at the k
     that is best for it."""
-    rows = _rows(tables["arithmetic"]["moved"], token="shape2", vector="relation", metric="loose")
-    best = max(rows, key=lambda r: r["mean"])
+    rows = rows_with(tables["arithmetic"]["moved"], token="shape2", metric="loose")
+    best = max(rows_with(rows, vector="relation"), key=lambda r: r["mean"])
     return f"{mean_and_range(best)} at k = {best['k']:g}"
 
 
 def read_elsewhere(tables: Tables) -> str:
     """The share of pictures that follow the opposite prompt's relation word, and second shape."""
-    rows = _rows(tables["arithmetic"]["graft"], condition="grafted", metric="loose")
+    rows = rows_with(tables["arithmetic"]["graft"], condition="grafted", metric="loose")
     share = {r["token"]: r for r in rows}
     return f"word {mean_and_range(share['relation'])}, shape {mean_and_range(share['shape2'])}"
 

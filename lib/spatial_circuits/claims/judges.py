@@ -9,7 +9,7 @@ column that it reads.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..analyses.intervals import wilson_edges
@@ -47,15 +47,19 @@ def judged(holds: bool, ours: str) -> Evidence:
     return Evidence(int(holds), 1, ours)
 
 
-def _row(rows: list[dict], **wanted) -> dict:
-    """The first row with these values."""
-    for row in rows:
-        if all(row[k] == v for k, v in wanted.items()):
-            return row
-    raise KeyError("a row with " + ", ".join(f"{k} {v}" for k, v in wanted.items()))
+def rows_with(rows: Sequence[dict], **wanted) -> list[dict]:
+    """The rows with these values. Raises KeyError if there is none."""
+    found = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    if not found:
+        raise KeyError("a row with " + ", ".join(f"{k} {v}" for k, v in wanted.items()))
+    return found
 
 
-def _sure(row: dict) -> dict:
+def _row(rows: Sequence[dict], **wanted) -> dict:
+    return rows_with(rows, **wanted)[0]
+
+
+def sure(row: dict) -> dict:
     """A share's row, with Wilson's interval over prompts where all or none of them succeeded."""
     if "n_prompts" not in row:
         return row
@@ -63,20 +67,20 @@ def _sure(row: dict) -> dict:
     return {**row, "low": low, "high": high}
 
 
-def _range(row: dict, digits: int = 2) -> str:
+def span(row: dict, digits: int = 2) -> str:
     """The interval of a row in words; nothing if it has none."""
     return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else ""
 
 
 def mean_and_range(row: dict) -> str:
     """A row's mean, with its interval if it has one."""
-    return f"{row['mean']:.2f}{_range(row)}"
+    return f"{row['mean']:.2f}{span(row)}"
 
 
 def loose_score(scores: dict) -> str:
     """The sentence of C1 and C4."""
     loose = scores["loose"]
-    return (f"loose relation {loose['mean']:.3f}{_range(loose, 3)}, "
+    return (f"loose relation {loose['mean']:.3f}{span(loose, 3)}, "
             f"{loose['of_ceiling']:.0%} of the ceiling {loose['ceiling']:.3f}")
 
 
@@ -92,8 +96,8 @@ def bag_of_words(scores: dict) -> Evidence:
     binding, loose = scores["unique_binding"], scores["loose"]
     half = abs(binding["of_ceiling"] - 0.5) <= 0.1
     quarter = abs(loose["of_ceiling"] - 0.25) <= 0.05
-    said = (f"binding {binding['mean']:.3f}{_range(binding, 3)}, "
-            f"relation {loose['mean']:.3f}{_range(loose, 3)} "
+    said = (f"binding {binding['mean']:.3f}{span(binding, 3)}, "
+            f"relation {loose['mean']:.3f}{span(loose, 3)} "
             f"of a ceiling of {loose['ceiling']:.2f}")
     return judged(half and quarter, said)
 
@@ -157,7 +161,7 @@ def timing(synopsis: dict, ablation: dict) -> Evidence:
 def moved(circuit: dict) -> Evidence:
     """C8: the injected relation is obeyed in at least half of the pictures, and more than a random
     vector of equal norm. Judged for the opposite relation."""
-    ours, control = (_sure(_row(circuit["injection"], condition=c, metric="loose"))
+    ours, control = (sure(_row(circuit["injection"], condition=c, metric="loose"))
                      for c in ("relation 1", "random 1"))
     above = ours["low"] > control["high"]
     said = (f"opposite relation injected at scale 1: obeyed in {mean_and_range(ours)}, "
@@ -193,9 +197,9 @@ def token(tokens: dict, arithmetic: dict) -> Evidence:
     """C10: shape2 taken from the opposite prompt turns at least half of the pictures, and more than
     the relation word so exchanged; and hiding the relation word leaves at least three quarters of
     the relation, hiding shape2 at most half. Judges the side, not the axis (see chapter 17)."""
-    intact, word, shape2 = (_sure(_row(tokens["effects"], condition=c, metric="loose"))
+    intact, word, shape2 = (sure(_row(tokens["effects"], condition=c, metric="loose"))
                             for c in ("intact", "relation", "shape2"))
-    by_word, by_shape2 = (_sure(_row(arithmetic["graft"], token=t, condition="grafted",
+    by_word, by_shape2 = (sure(_row(arithmetic["graft"], token=t, condition="grafted",
                                      metric="loose")) for t in ("relation", "shape2"))
     turns = by_shape2["mean"] >= 0.5 and by_shape2["low"] > by_word["high"]
     whole = max(intact["mean"], 1e-9)
@@ -229,14 +233,9 @@ def screened(factors: dict) -> Evidence:
 def _best_scale(rows: list[dict], role: str) -> tuple[dict, dict]:
     """The row of the k at which a role's relation vectors are obeyed most, and of the control's own
     best k, so that both have had the same choice."""
-    rows = [r for r in rows if r["token"] == role and r["metric"] == "loose"]
-    best = []
-    for vector in ("relation", "shuffled"):
-        found = [r for r in rows if r["vector"] == vector]
-        if not found:
-            raise KeyError(f"a row with token {role}, metric loose, vector {vector}")
-        best.append(max(found, key=lambda r: r["mean"]))
-    return best[0], best[1]
+    ours, control = (max(rows_with(rows, token=role, metric="loose", vector=vector),
+                         key=lambda r: r["mean"]) for vector in ("relation", "shuffled"))
+    return ours, control
 
 
 def steered(arithmetic: dict) -> Evidence:
@@ -279,7 +278,7 @@ def aligned(robustness: dict) -> Evidence:
     if not rows:
         return judged(False, "the word does not move shape2 at all")
     best, null = max(rows, key=lambda r: r["cosine"]), max(r["null"] for r in rows)
-    said = (f"cosine {best['cosine']:.2f}{_range(best)} with {best['relation'].replace('_', ' ')}, "
+    said = (f"cosine {best['cosine']:.2f}{span(best)} with {best['relation'].replace('_', ' ')}, "
             f"largest null {null:.2f}; {best['within']:.0%} of the shift along relation effects")
     return judged(best["cosine"] >= 0.5 and best["low"] > null, said)
 

@@ -14,7 +14,8 @@ from ..analyses.heads import Head, check_heads, head_name, heads_of, parse_head
 from ..analyses.intervals import mean_interval, ratio_interval
 from ..model.pipeline import Model
 from ..text.roles import role_mask
-from .tables import known, records, require_obeyed, require_scored
+from .population import finite
+from .tables import discovery_and_test, records
 
 STRONGEST = 60    # edges that a table lists
 ALPHA = 0.05      # p below which an edge is counted
@@ -32,16 +33,11 @@ def run_edges(model: Model, prompts: Sequence[str], seed: int = 1, relation: Seq
     for fewer than eight prompts, a head that does not exist, a reader before all relation heads, or
     a model that never obeys.
     """
-    if len(prompts) < 8:
-        raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
-                         "fourth and edges on the rest, at least eight in all")
     given = {"relation": [parse_head(h) for h in relation],
              "object": [parse_head(h) for h in readers]}
     check_heads(model, sum(given.values(), []))
     _check_readers(given["relation"] or heads_of(model), given["object"])
-    require_scored(model, prompts, predictions=True)
-    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
-    require_obeyed(model, held_out, 1, seed)
+    discovery, held_out = discovery_and_test(model, prompts, 1, seed, least=8)
     found = find_circuit(model, discovery, seed=seed)
     roles = {role: given.get(role) or getattr(found, role) for role in CIRCUIT_ROLES}
     first = min((layer for layer, _ in roles["relation"]), default=len(heads_of(model)))
@@ -102,14 +98,9 @@ def run_fused(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: i
     Readers are found on every fourth prompt and tested on the rest. Raises ValueError for fewer
     than four prompts, or a prompt without such a token.
     """
-    if len(prompts) < 4:
-        raise ValueError(f"{len(prompts)} prompts are too few: heads are found on every fourth and "
-                         "tested on the rest; give at least four")
-    require_scored(model, prompts, predictions=True)
     for role in tokens:
         role_mask(model.encoder, prompts, role)                # refuses before anything is sampled
-    discovery, held_out = list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
-    require_obeyed(model, held_out, per_prompt, seed)
+    discovery, held_out = discovery_and_test(model, prompts, per_prompt, seed)
     out = []
     for role in tokens:
         found = find_readers(model, discovery, role, seed=seed)
@@ -118,6 +109,6 @@ def run_fused(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: i
                               progress=progress)
         out.append({"tokens": role, "found": records(found.drop(columns="head")),
                     "roles": records(shared_roles(model, discovery, heads, seed, every=2)),
-                    "turned": known(turned_shares(frame))})
+                    "turned": finite(records(turned_shares(frame)))})
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "images_per_prompt": per_prompt, "draws": draws, "readings": out}

@@ -4,7 +4,7 @@ Runs are grouped by what they share, all but their seeds. How often a claim hold
 is read from some word, is k of n runs with Wilson's 95 % interval.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,17 @@ def encoder_words(text: dict) -> str:
 
 def verdict_rows(folders: Sequence[Path]) -> pd.DataFrame:
     """Columns run, group, claim, held (0, 1 or missing where not comparable) and what it says."""
-    rows = []
-    for folder in folders:
-        for claim, e in claims.verdicts(folder).items():
-            rows.append({"run": folder_name(folder), "group": group(folder), "claim": claim,
-                         "held": e.held if e.runs else None, "ours": e.ours})
-    return pd.DataFrame(rows, columns=["run", "group", "claim", "held", "ours"])
+    return _by_run(folders, ["claim", "held", "ours"], lambda folder: [
+        {"claim": claim, "held": e.held if e.runs else None, "ours": e.ours}
+        for claim, e in claims.verdicts(folder).items()])
+
+
+def _by_run(folders: Sequence[Path], columns: Sequence[str],
+            found: Callable[[Path], list[dict]]) -> pd.DataFrame:
+    """What is found in each folder, beside the run's name and group."""
+    rows = [{"run": folder_name(folder), "group": group(folder), **row} for folder in folders
+            for row in found(folder)]
+    return pd.DataFrame(rows, columns=["run", "group", *columns])
 
 
 def folder_name(folder: Path) -> str:
@@ -75,24 +80,17 @@ def order_of_learning(folders: Sequence[Path]) -> pd.DataFrame:
     """C2 run by run: images seen when each conditional score passes its level (`milestones`), and
     held, whether they come in the paper's order. Runs whose log has fewer than
     `claims.FEWEST` scores are left out."""
-    rows = []
-    for folder in folders:
+    def found(folder: Path) -> list[dict]:
         log = claims.history(folder)
-        if claims.tells_order(log):
-            held = claims.learned_in_order(log).held
-            rows.append({"run": folder_name(folder), "group": group(folder),
-                         **claims.milestones(log), "held": held})
-    return pd.DataFrame(rows, columns=["run", "group", *claims.ORDER, "held"])
+        row = {**claims.milestones(log), "held": claims.learned_in_order(log).held}
+        return [row] if claims.tells_order(log) else []
+    return _by_run(folders, [*claims.ORDER, "held"], found)
 
 
 def conditional_scores(folders: Sequence[Path]) -> pd.DataFrame:
     """The conditional scores of every run over its images (`claims.conditional`)."""
-    parts = [pd.DataFrame(claims.conditional(claims.history(f))).assign(
-        run=folder_name(f), group=group(f)) for f in folders]
-    parts = [p for p in parts if len(p.columns) > 2]
-    if not parts:
-        return pd.DataFrame(columns=["run", "group", "images", *claims.ORDER])
-    return pd.concat(parts, ignore_index=True)[["run", "group", "images", *claims.ORDER]]
+    return _by_run(folders, ["images", *claims.ORDER],
+                   lambda folder: claims.conditional(claims.history(folder)))
 
 
 def reading(word: float, shape2: float, both: float) -> str:
@@ -150,14 +148,11 @@ def read_from(folder: Path) -> str | None:
 
 def reading_rows(folders: Sequence[Path]) -> pd.DataFrame:
     """Columns run, group, part (side, axis) and read from; of the runs with an exchange table."""
-    rows = []
-    for folder in folders:
+    def found(folder: Path) -> list[dict]:
         path = folder / "exchange.json"
-        if path.exists():
-            for part, where in readings(claims.read_record(path)["exchange"]).items():
-                rows.append({"run": folder_name(folder), "group": group(folder), "part": part,
-                             "read from": where})
-    return pd.DataFrame(rows, columns=["run", "group", "part", "read from"])
+        read = readings(claims.read_record(path)["exchange"]) if path.exists() else {}
+        return [{"part": part, "read from": where} for part, where in read.items()]
+    return _by_run(folders, ["part", "read from"], found)
 
 
 def reading_counts(rows: pd.DataFrame) -> pd.DataFrame:
@@ -179,11 +174,10 @@ def population_record(folders: Sequence[Path]) -> dict:
               "conditional": conditional_scores(folders), "reading": read,
               "reading_counts": reading_counts(read)}
     return {"runs": [folder_name(f) for f in folders],
-            **{name: _plain(table) for name, table in tables.items()}}
+            **{name: finite(table.to_dict("records")) for name, table in tables.items()}}
 
 
-def _plain(frame: pd.DataFrame) -> list[dict]:
-    """Rows of a frame; NaN and infinity become None."""
-    def value(x: Any) -> Any:
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-    return [{k: value(v) for k, v in row.items()} for row in frame.to_dict("records")]
+def finite(rows: list[dict]) -> list[dict]:
+    """The rows with None in place of NaN and infinity."""
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v
+             for k, v in row.items()} for row in rows]

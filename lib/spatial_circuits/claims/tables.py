@@ -9,28 +9,15 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from ..analyses import curves
 from ..analyses.ablation import ablate, mask_roles, mean_outputs
 from ..analyses.chunks import Chunks
 from ..analyses.circuit import CIRCUIT_ROLES, find_circuit, shares, tests
-from ..analyses.curves import (
-    circuit_size,
-    curve_sizes,
-    faithfulness,
-    keep_and_remove,
-    minimality,
-    random_orders,
-    rankings,
-)
 from ..analyses.heads import INTACT, head_conditions, head_name, heads_of, parse_head
 from ..analyses.injection import relation_vectors, steer
 from ..analyses.intervals import summarise
 from ..analyses.locate import Locator
-from ..analyses.placed import (
-    check_when,
-    placed_ablation,
-    placed_effects,
-    placed_synopsis,
-)
+from ..analyses.placed import check_when, placed_ablation, placed_effects, placed_synopsis
 from ..analyses.screening import screen_layers
 from ..analyses.sweep import effects, sweep
 from ..analyses.synopsis import CLASSES, Synopsis, ranking, synopsis
@@ -52,12 +39,6 @@ def records(frame: pd.DataFrame, digits: int = 6) -> list[dict]:
     frame = frame.reset_index() if frame.index.names != [None] else frame
     return [{k: round(v, digits) if isinstance(v, float) else v for k, v in row.items()}
             for row in frame.to_dict("records")]
-
-
-def known(frame: pd.DataFrame) -> list[dict]:
-    """`records`, with null in place of NaN: a number that does not exist."""
-    return [{k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
-            for row in records(frame)]
 
 
 def metric_means(frame: pd.DataFrame, by: str | list[str]) -> list[dict]:
@@ -187,9 +168,20 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
             "effects": records(table)}
 
 
-def _split(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Every fourth prompt, on which heads are found, and the rest, on which they are tested."""
-    return list(prompts[::4]), [p for i, p in enumerate(prompts) if i % 4]
+def discovery_and_test(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
+                       least: int = 4) -> tuple[list[str], list[str]]:
+    """Every fourth prompt, on which heads are found, and the rest, on which they are tested.
+
+    Raises ValueError for fewer than `least`, as `require_scored` does by predictions, and for a
+    model that never obeys the rest.
+    """
+    if len(prompts) < least:
+        raise ValueError(f"{len(prompts)} prompts are too few: heads are found on every fourth and "
+                         f"tested on the rest; give at least {least}")
+    require_scored(model, prompts, predictions=True)
+    held_out = [p for i, p in enumerate(prompts) if i % 4]
+    require_obeyed(model, held_out, per_prompt, seed)
+    return list(prompts[::4]), held_out
 
 
 def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: int = 1,
@@ -200,12 +192,7 @@ def run_circuit(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed:
 
     Raises ValueError for fewer than four prompts, or a model that never obeys a relation.
     """
-    if len(prompts) < 4:
-        raise ValueError(f"{len(prompts)} prompts are too few: the circuit is found on every "
-                         "fourth and tested on the rest")
-    require_scored(model, prompts, predictions=True)
-    discovery, held_out = _split(prompts)
-    require_obeyed(model, held_out, per_prompt, seed)
+    discovery, held_out = discovery_and_test(model, prompts, per_prompt, seed)
     circuit = find_circuit(model, discovery)
     mean = mean_outputs(model, prompt_set("264")) if mean is None else mean
     options: dict[str, Any] = {"per_prompt": per_prompt, "seed": seed, "progress": progress}
@@ -245,35 +232,34 @@ def run_curves(model: Model, prompts: Sequence[str], seed: int = 1, orders: int 
     Heads are ranked on every fourth prompt and tested on the rest. Raises ValueError for fewer than
     four prompts, no random order, or a model that never obeys a relation.
     """
-    if len(prompts) < 4 or orders < 1:
-        raise ValueError(f"{len(prompts)} prompts and {orders} random orders; curves need at least "
-                         "4 prompts, as heads are ranked on every fourth, and one order")
-    require_scored(model, prompts, predictions=True)
-    discovery, held_out = _split(prompts)
-    require_obeyed(model, held_out, 1, seed)
-    found, sizes = rankings(model, discovery, seed), curve_sizes(len(heads_of(model)))
+    if orders < 1:
+        raise ValueError(f"{orders} random orders; curves need at least one")
+    discovery, held_out = discovery_and_test(model, prompts, 1, seed)
+    found = curves.rankings(model, discovery, seed)
+    sizes = curves.curve_sizes(len(heads_of(model)))
     mean = mean_outputs(model, prompt_set("264"))
     options: dict[str, Any] = {"seed": seed, "progress": progress}
-    drawn = random_orders(model, orders, seed)
-    ours = keep_and_remove(model, held_out, found, sizes, "mean", mean, **options)
+    drawn = curves.random_orders(model, orders, seed)
+    ours = curves.keep_and_remove(model, held_out, found, sizes, "mean", mean, **options)
     frames: dict[str, pd.DataFrame] = {"mean": ours}
     one = {"patching": found["patching"]}
     for kind in ("zero", "resample"):
-        frames[kind] = keep_and_remove(model, held_out, one, sizes, kind, **options)
-    curves, by_kind, members = {}, [], []
+        frames[kind] = curves.keep_and_remove(model, held_out, one, sizes, kind, **options)
+    tables, by_kind, members = {}, [], []
     for kind, frame in frames.items():
         told: dict[str, Any] = {"kind": kind, "mean": mean if kind == "mean" else None}
-        null = keep_and_remove(model, held_out, drawn, sizes, ways=("keep",), **told, **options)
-        curves[kind], numbers = faithfulness(pd.concat([frame, null[null["order"] != ""]]))
+        null = curves.keep_and_remove(model, held_out, drawn, sizes, ways=("keep",), **told,
+                                      **options)
+        tables[kind], numbers = curves.faithfulness(pd.concat([frame, null[null["order"] != ""]]))
         by_kind.append(numbers.assign(kind=kind))
-        circuit = one["patching"][:circuit_size(curves[kind], "patching")]
-        worth = minimality(model, held_out, circuit, **told, **options)
+        circuit = one["patching"][:curves.circuit_size(tables[kind], "patching")]
+        worth = curves.minimality(model, held_out, circuit, **told, **options)
         members.append(worth.assign(kind=kind, size=len(circuit)))
     kinds = pd.concat(by_kind)
     return {"prompts": len(held_out), "discovery_prompts": len(discovery), "seed": seed,
             "random_circuits": orders * len([k for k in sizes if 0 < k < sizes[-1]]),
             "rankings": {m: [head_name(*h) for h in order] for m, order in found.items()},
-            "curves": records(curves["mean"]),
+            "curves": records(tables["mean"]),
             "numbers": records(by_kind[0].drop(columns="kind")),
             "kinds": records(kinds[kinds["order"].isin(["patching", "random"])]),
             "minimality": records(pd.concat(members))}

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 import pandas as pd
 from torch import Tensor
 
+from ..analyses import subspaces
 from ..analyses.ablation import mask_roles
 from ..analyses.arithmetic import arithmetic, exchanged, interchange_token
 from ..analyses.circuit import heads_by_attention, shares
@@ -14,17 +15,6 @@ from ..analyses.factors import labels, partition, relation_effects, screen_effec
 from ..analyses.heads import INTACT, head_name
 from ..analyses.intervals import mean_interval, wilson
 from ..analyses.robustness import alignment, robustness, shifts
-from ..analyses.subspaces import (
-    AXIS,
-    Site,
-    learn_subspace,
-    mean_difference_subspace,
-    random_subspace,
-    site_size,
-    subspace_effects,
-    subspace_pictures,
-    turned,
-)
 from ..analyses.sweep import effects
 from ..analyses.token_exchange import exchange_table, exchange_tokens
 from ..data.captions import parse
@@ -35,14 +25,8 @@ from ..model.sampler import STEPS
 from ..text.counterparts import counterpart, relations_said
 from ..text.roles import role_mask
 from ..text.wordings import supported
-from .tables import (
-    OUTCOMES,
-    known,
-    metric_means,
-    records,
-    require_obeyed,
-    require_scored,
-)
+from .population import finite
+from .tables import OUTCOMES, metric_means, records, require_obeyed, require_scored
 
 PROMPT_ROLES = ("colour1", "shape1", "relation", "colour2", "shape2", "end")  # of every prompt
 WINDOWS = {"steps 0-1": range(0, 2), "steps 2-4": range(2, 5), "steps 5-8": range(5, 9),
@@ -181,17 +165,17 @@ def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iteration
     prompts, prompts whose counterparts have other tokens, or another encoder.
     """
     splits = {part: _split_phrases(prompts, usable) for part, usable in
-              (("side", prompts), (AXIS, turned(model.encoder, prompts)))}
+              (("side", prompts), (subspaces.AXIS, subspaces.turned(model.encoder, prompts)))}
     if other is not None and other.text != model.text:
         raise ValueError(f"{other.name} has encoder {other.text} and {model.name} {model.text}; "
                          "a subspace of a token is carried over between models of one encoder")
     require_obeyed(model, prompts, 1, seed)
     reader = heads_by_attention(model, prompts[::2], seed=seed)[1]
-    sites: dict[str, Site] = {"relation": "relation", "shape2": "shape2",
-                              f"query of {head_name(*reader)}": reader}
+    sites: dict[str, subspaces.Site] = {"relation": "relation", "shape2": "shape2",
+                                        f"query of {head_name(*reader)}": reader}
     rows: list[dict] = []
     pictures: list[dict] = []
-    for part, factor in (("side", "relation"), (AXIS, AXIS)):
+    for part, factor in (("side", "relation"), (subspaces.AXIS, subspaces.AXIS)):
         learning, testing, fresh = splits[part]
         for name, site in sites.items():
             place = {"part": part, "site": name}
@@ -200,11 +184,11 @@ def run_subspaces(model: Model, prompts: Sequence[str], seed: int = 1, iteration
             if other is not None and isinstance(site, str):
                 tests.append((other.name, other, testing))
             for kind, tested, some in tests:
-                found = subspace_effects(tested, some, site, bases, factor, seed=seed)
+                found = subspaces.subspace_effects(tested, some, site, bases, factor, seed=seed)
                 rows += [place | {"tested": kind} | row for row in _means(found)]
             drawn = {k: basis for k, basis in bases.items() if not k.startswith("means")}
-            frame = subspace_pictures(model, [*testing, *fresh], site, drawn, factor, seed,
-                                      progress=progress)
+            frame = subspaces.subspace_pictures(model, [*testing, *fresh], site, drawn, factor,
+                                                seed, progress=progress)
             pictures += [place | row for row in _followed(frame, part)]
     return {"prompts": len(prompts), "seed": seed, "iterations": iterations,
             "learning_prompts": {part: len(some[0]) for part, some in splits.items()},
@@ -223,15 +207,15 @@ def _split_phrases(prompts: Sequence[str], usable: Container[str]) -> tuple[list
     return seen[::2], seen[1::2], fresh
 
 
-def _bases(model: Model, prompts: Sequence[str], site: Site, ranks: Sequence[int], factor: str,
-           iterations: int, seed: int) -> dict[str, Tensor | None]:
+def _bases(model: Model, prompts: Sequence[str], site: subspaces.Site, ranks: Sequence[int],
+           factor: str, iterations: int, seed: int) -> dict[str, Tensor | None]:
     """Subspaces of a site: learned, of the means and random, of each rank; None is all of it."""
     found: dict[str, Tensor | None] = {"whole vector": None}
+    told, size = (model, prompts, site), subspaces.site_size(model, site)
     for k in ranks:
-        found[f"learned {k}"] = learn_subspace(model, prompts, site, k, factor, iterations,
-                                               seed=seed)
-        found[f"means {k}"] = mean_difference_subspace(model, prompts, site, k, factor, seed)
-        found[f"random {k}"] = random_subspace(site_size(model, site), k, seed)
+        found[f"learned {k}"] = subspaces.learn_subspace(*told, k, factor, iterations, seed=seed)
+        found[f"means {k}"] = subspaces.mean_difference_subspace(*told, k, factor, seed)
+        found[f"random {k}"] = subspaces.random_subspace(size, k, seed)
     return found
 
 
@@ -273,4 +257,5 @@ def run_exchange(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed
     by_relation = exchange_table(turned, ("kind", "tokens", "target"))
     return {"prompts": len(prompts), "images_per_prompt": per_prompt, "seed": seed,
             "scores": {m: float(own[m].mean()) for m in METRICS}, "exchange": rows,
-            "table": known(exchange_table(frame)), "relations": known(by_relation)}
+            "table": finite(records(exchange_table(frame))),
+            "relations": finite(records(by_relation))}

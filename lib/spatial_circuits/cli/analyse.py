@@ -4,49 +4,34 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..files import check_file, write_json
 from .factory import analysis, first_prompts
 from .options import (
     AnyHeads,
     ChunksFolder,
     Count,
-    Device,
-    Dtype,
     HeadNames,
-    Json,
-    Limit,
     LocatorName,
-    Name,
     PerPrompt,
-    Prompts,
     SeedOption,
     open_model,
 )
 
 
-def _evaluate(
-    context: typer.Context, model: Name = "rte", prompts: Prompts = "264",
-    images_per_prompt: PerPrompt = 4, seed: SeedOption = 1, limit: Limit = None,
-    mode: Annotated[Literal["clean", "paper"], typer.Option(help="detector's mode")] = "clean",
-    json: Json = None, device: Device = "auto", dtype: Dtype = None,
-) -> None:
+def _evaluate(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
+              mode: Annotated[Literal["clean", "paper"], typer.Option(
+                  help="detector's mode")] = "clean"):
     """Sample and score a model on a prompt set (chapter 5)."""
-    if json:
-        check_file(json)
-    net, chosen = open_model(model, device, dtype=dtype), first_prompts(prompts, limit)
     from ..analyses.evaluation import evaluate, report
     from ..claims.tables import require_scored
-    require_scored(net, chosen)
-    metrics = report(evaluate(net, chosen, images_per_prompt, seed, mode, progress=True), mode)
-    print(f"{net.name}: {len(chosen)} prompts x {images_per_prompt} images, "
+    require_scored(net, prompts)
+    metrics = report(evaluate(net, prompts, images_per_prompt, seed, mode, progress=True), mode)
+    print(f"{net.name}: {len(prompts)} prompts x {images_per_prompt} images, "
           "95 % interval over prompts")
     for name, m in metrics.items():
         interval = f"[{m['low']:.3f}, {m['high']:.3f}]"
         print(f"  {name:15} {m['mean']:.3f} {interval}  ceiling {m['ceiling']:.3f}")
-    if json:
-        write_json(json, {"model": net.name, "prompts": prompts, "limit": limit,
-                          "images_per_prompt": images_per_prompt, "seed": seed, "mode": mode,
-                          "command": context.obj, "metrics": metrics})
+    return {"prompts": len(prompts), "images_per_prompt": images_per_prompt, "seed": seed,
+            "mode": mode, "metrics": metrics}
 
 
 def _synopsis(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
@@ -126,12 +111,17 @@ def _inject(net, prompts, images_per_prompt: PerPrompt = 1, seed: SeedOption = 1
             scale: Annotated[float, typer.Option(help="times which it is added")] = 1.0,
             layer: Annotated[int | None, typer.Option(
                 help="before which it is added; default: after the last of the heads")] = None,
+            means_from: Annotated[Path | None, typer.Option(
+                metavar="FILE", help="further prompts, one a line, of which means are taken; "
+                "default: of the half of the prompts that is not scored with them")] = None,
             locator: LocatorName = None, chunks: ChunksFolder = None):
     """Write the opposite relation into any model's pictures, as heads write it (chapter 10)."""
     from ..claims.placed_tables import run_inject
     located = _locate(net, locator or "detector", chunks)
-    record = run_inject(net, prompts, heads or [], located["locate"], [scale], layer,
-                        images_per_prompt, seed, progress=True, chunks=located["chunks"])
+    others = None if means_from is None else first_prompts("", None, file=means_from)
+    record = run_inject(net, prompts, heads or [], scales=[scale], layer=layer,
+                        per_prompt=images_per_prompt, seed=seed, progress=True, means_from=others,
+                        **located)
     _pivot(record["effects"], ["condition"], "metric", "mean")
     return record
 
@@ -250,11 +240,10 @@ def _pivot(rows: list[dict], index: list[str], columns: str, values: str, digits
 
 
 ANALYSES = (
-    _evaluate, analysis(_synopsis, spread=True, prompts="96"), analysis(_screen, spread=True),
-    analysis(_ablate, spread=True), analysis(_patch, spread=True, limit=32),
-    analysis(_inject, spread=True, limit=32), analysis(_circuit, spread=True),
-    analysis(_curves, spread=True, limit=32), analysis(_tokens, limit=88),
-    analysis(_factors), analysis(_arithmetic, limit=22),
+    analysis(_evaluate, fast=False), analysis(_synopsis, spread=True, prompts="96"),
+    analysis(_screen, spread=True), analysis(_ablate, spread=True),
+    analysis(_patch, spread=True, limit=32), analysis(_inject, spread=True, limit=32),
+    analysis(_circuit, spread=True), analysis(_curves, spread=True, limit=32),
+    analysis(_tokens, limit=88), analysis(_factors), analysis(_arithmetic, limit=22),
     analysis(_subspaces, limit=66), analysis(_robustness), analysis(_exchange, limit=88),
-    analysis(_edges, spread=True, limit=64), analysis(_fused, limit=32),
-)
+    analysis(_edges, spread=True, limit=64), analysis(_fused, limit=32))

@@ -113,7 +113,7 @@ def _check(
     for name, size in parts.items():
         print(f"memory of the {name}: {size / 2 ** 20:,.1f} MiB")
     print(f"drawing, the device did {found.rate / 1e9:,.1f} billion operations a second; so for "
-          f"{pictures} pictures (a heatmap is one):")
+          f"{pictures} pictures, a prompt each (a heatmap is one, screen none):")
     for one in estimates(sizes_of(net), pictures):
         memory = sum(size for name, size in parts.items() if name != "decoding") + max(
             one.memory, parts["decoding"])

@@ -35,24 +35,26 @@ def first_prompts(prompts: str, limit: int | None, spread: bool = False,
     return chosen[::stride][:limit]
 
 
-def analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Callable[..., None]:
+def analysis(run: Callable[..., dict], spread: bool = False, fast: bool = True,
+             **defaults) -> Callable[..., None]:
     """The command that calls `run(model, prompts, ...)`, with the options that all analyses share.
 
-    An analysis that samples (it takes a seed) also has `--precise` and `--edit`. `defaults` are
-    those of the shared options; `spread`: a limit takes prompts from all over the set.
+    An analysis that samples (it takes a seed) also has `--edit`, and `--precise` unless it is not
+    `fast`: always in fp32 if no dtype is said. `defaults` are those of the shared options;
+    `spread`: a limit takes prompts from all over the set.
     """
     shared: dict[str, tuple] = {
         "model": (Name, "rte"), "prompts": (Prompts, "264"), "prompts_file": (PromptsFile, None),
         "limit": (Limit, None)}
     own = list(signature(run).parameters.values())[2:]
     if "seed" in signature(run).parameters:
-        shared |= {"precise": (Precise, False), "edit": (EditFile, None)}
+        shared |= {"edit": (EditFile, None)} | ({"precise": (Precise, False)} if fast else {})
 
     def command(context, model, prompts, limit, json, device, prompts_file, dtype, precise=True,
                 edit=None, **options) -> None:
         if json:
             check_file(json)
-        if precise and dtype not in (None, "fp32") and "edit" in shared:
+        if precise and dtype not in (None, "fp32") and "precise" in shared:
             raise ValueError(f"--precise is fp32; leave it out, or --dtype {dtype}")
         from ..analyses.chunks import process
         number, count = process()
@@ -66,7 +68,7 @@ def analysis(run: Callable[..., dict], spread: bool = False, **defaults) -> Call
             check_edits(net, chosen)
         with redirect_stdout(StringIO() if number else sys.stdout):      # the first one speaks
             record = run(net, chosen, **options)
-        if json and number == 0:
+        if json:                             # each of several writes the same, whole, at the end
             write_json(json, {"model": net.name, "command": context.obj, **record})
 
     def option(name, kind, default) -> Parameter:

@@ -1,4 +1,5 @@
 """Commands about many models: what there is, what each says of the claims, and how often."""
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -22,8 +23,8 @@ def _judge(context: typer.Context, model: str, json: Json = None) -> None:
         print(f"{claim:4} {e.status}: {e.ours}")
     if json:
         write_json(json, {"model": model, "command": context.obj,
-                          "claims": {c: {"held": e.held, "runs": e.runs, "status": e.status,
-                                         "ours": e.ours} for c, e in found.items()}})
+                          "claims": {c: {**asdict(e), "status": e.status}
+                                     for c, e in found.items()}})
 
 
 def _population(context: typer.Context, models: Folders, json: Json = None) -> None:
