@@ -456,7 +456,7 @@ images/s. Resumed and uninterrupted weights are equal: **{equal}**.
 speed = json.loads(Path("speed.json").read_text())
 PARTS = ("batch", "forward", "backward", "optimizer", "ema", "step")
 def step_table(kind: dict) -> dict[tuple[str, str], float]:
-    """Milliseconds of each part of a training step: not compiled, compiled, as it is run."""
+    """Milliseconds of each part of a step: not compiled, compiled, as it is run."""
     measured = kind["benchmarks"]["test_training_step"]
     return {(how, part): 1000 * measured[f"{how}, {part}"]
             for how in ("eager", "compiled, tanh", "compiled") for part in PARTS}

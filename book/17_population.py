@@ -294,7 +294,8 @@ loud["encoder"] = loud.index.map(encoder_of)
 
 # %%
 named = loud.rename(columns={"before": "x", "after": "y"})
-named.index = named.index.str.replace(r"[a-z5-]+([\d.]*)-(\d)", r"\1 \2", regex=True)
+named.index = named.index.str.replace(r"[a-z5-]+([\d.]*)-(\d)", r"\1 \2",
+                                      regex=True).str.strip()
 Captioned(scatter(dict(iter(named.groupby("encoder", sort=False))),
                   "share before training", "share after training"),
           "The relation's share in the second shape's token after the caption MLP, "

@@ -353,8 +353,8 @@ verdict({f"Readers tell the truth about {net.name} and leave pictures alone":
          "An edit in a file is the same by command and by Python":
          status == 0 and by_both,
          "`rte` through stock diffusers gives chapter 6's numbers": alike and equal,
-         "At PixArt-Sigma's shape, with random weights, analyses keep within 8 GB beside "
-         "the weights and readers within 1.25 times the step": within})
+         "At PixArt-Sigma's shape, with random weights, what was measured keeps within "
+         "8 GB beside the weights, and readers within 1.25 times the step": within})
 
 # %% [markdown]
 # Not established: anything about a pretrained PixArt, unless this page was run on one; nor that shapes of our detector, or boxes
