@@ -160,13 +160,13 @@ def test_an_unknown_word_is_explained_and_the_picture_stays(tab):
 
 def test_a_number_that_may_not_stand_in_a_field_is_named_and_the_field_keeps_its_own(tab):
     """Nothing is clamped or rounded in silence, in any of the fields."""
-    named, group = tab.tab.locator(".sc [role=status]"), tab.tab.get_by_role("group")
-    tab.after(lambda: tab.tab.get_by_role("radio", name="L0H1").click() or group.filter(has_text="Change a head").get_by_role("combobox").select_option("scaled"))
+    named, group = tab.tab.locator(".sc [role=status]"), tab.tab.get_by_role("group")     # the last that holds a text is the innermost
+    tab.after(lambda: tab.tab.get_by_role("radio", name="L0H1").click() or tab.tab.get_by_role("combobox", name="L0H1").select_option("scaled"))
     tab.after(lambda: tab.tab.get_by_role("combobox", name="Write in").select_option("below"))
     fields = {"seed": tab.tab.get_by_label("Seed", exact=True), "steps": tab.tab.get_by_label("Steps", exact=True),
               "guidance": tab.tab.get_by_label("Guidance", exact=True),
-              "L0H1 times": group.filter(has_text="Change a head").get_by_label("times"),
-              "relation times": group.filter(has_text="Another relation").get_by_label("times")}
+              "L0H1 times": group.filter(has_text="Change a head").last.get_by_label("times"),
+              "relation times": group.filter(has_text="Another relation").last.get_by_label("times")}
     before = tab.tab.evaluate("document.querySelector('.sc').dataset.drawn")
     for name, typed, allowed in (("seed", "-1", "a whole number from 0 to 4294967295"), ("seed", "2.5", "a whole number from 0 to 4294967295"),
                                  ("steps", "99", "a whole number from 1 to 40"), ("steps", "", "a whole number from 1 to 40"),
@@ -185,7 +185,7 @@ def test_a_number_that_may_not_stand_in_a_field_is_named_and_the_field_keeps_its
 
 
 def test_what_is_still_to_be_chosen_is_said(tab):
-    group = tab.tab.get_by_role("group").filter(has_text="Another relation")
+    group = tab.tab.get_by_role("group").filter(has_text="Another relation").last
     group.get_by_label("times").fill("2")
     group.get_by_label("times").press("Enter")
     assert "Choose the relation" in tab.text()
