@@ -284,7 +284,8 @@ pd.DataFrame(table).set_index(["model", "analysis"])
 #
 # `tests/benchmarks/big_pixart.py` builds a pipeline of PixArt-Sigma's shape with random weights, with a text encoder
 # and a decoder that are tiny, and runs each analysis in a process of its own: one step, and as few prompts as fill a
-# batch of its usual size, by which the fullest moment is reached. What it found is in `pixart_costs.json`.
+# batch of its usual size, by which the fullest moment is reached. What it found is in `pixart_costs.json`; what is not
+# in this table was not measured.
 
 # %%
 taken = json.loads(Path("pixart_costs.json").read_text())
