@@ -447,8 +447,8 @@ images/s. Resumed and uninterrupted weights are equal: **{equal}**.
 # %% [markdown]
 # ## What a step costs
 #
-# Half of a step are products of matrices with $8192 = 128 \cdot 64$ rows, one for each place of each picture. How much
-# of what the processor can do remains? The yardstick is one large product, timed before and after in the same run. The
+# A step is made of products of matrices with $8192 = 128 \cdot 64$ rows, one for each place of each picture, and of what
+# lies between them. How much of what the processor can do remains? The yardstick is one large product, timed before and after in the same run. The
 # figures were recorded by `make bench ARGS="--record book/speed.json"`, on one machine: as it is, and held to the
 # instructions of a processor without matrix units for bf16.
 
