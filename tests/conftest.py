@@ -120,7 +120,6 @@ def saved(tmp_path_factory, lively):
 @pytest.fixture(scope="session")
 def tiny(lively, rte, vae):
     """An untrained model, ready to sample: 2 layers of 2 heads of 8 dimensions. Nobody may change it."""
-
     from spatial_circuits.model.noise import Noise
     from spatial_circuits.model.pipeline import Model
     return Model("tiny", lively(), Noise().scheduler(), rte, vae, Noise(), {"name": "rte", "options": {}}, Path("tiny"))
