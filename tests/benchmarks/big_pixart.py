@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from processors import processor
 
 from spatial_circuits.analyses import costs
 from spatial_circuits.analyses.heatmap import heatmap
@@ -31,6 +32,7 @@ from spatial_circuits.analyses.screening import screen_layers
 from spatial_circuits.book.records import machine
 from spatial_circuits.files import write_json
 from spatial_circuits.model.export import random_pipeline
+from spatial_circuits.model.precision import has_bf16_units
 from spatial_circuits.model.store import load
 
 PROMPTS = ["a cat is above a dog", "a red cat is above a dog", "a blue cat is above a dog", "a cat is above a red dog"]
@@ -120,13 +122,6 @@ def speed(model, sizes, repeats: int) -> dict:
             "operations": operations, "operations a second": operations / bare[1]}
 
 
-def processor() -> str:
-    """The processor by its own name, and its units for matrices."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name, flags = (next((line.split(":")[1].strip() for line in lines if line.startswith(word)), "") for word in ("model name", "flags"))
-    return name + (", AMX" if "amx_bf16" in flags else "")
-
-
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("--layers", type=int, default=28)
@@ -147,7 +142,7 @@ def main() -> None:
         sizes = costs.sizes_of_config({**config, "use_additional_conditions": pipe.transformer.use_additional_conditions}, 300)
         pipe.to(getattr(torch, DTYPES[given.dtype])).save_pretrained(folder)
         del pipe
-        found = {"machine": machine(), "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        found = {"machine": machine(), "processor": processor() + (", AMX" if has_bf16_units() else ""), "threads": torch.get_num_threads(), "torch": torch.__version__,
                  "dtype": given.dtype, "layers": sizes.layers, "heads": sizes.heads, "head_dim": sizes.head_dim,
                  "places": sizes.places, "tokens": sizes.tokens, "parameters": costs.parameters(sizes), "memory": []}
         if given.out and given.out.exists():

@@ -1,10 +1,10 @@
 """`--record FILE`: the figures of the benchmarks are kept in a JSON file, by kind of machine."""
 import json
-import platform
 from pathlib import Path
 
 import pytest
 import torch
+from processors import processor
 
 from spatial_circuits.files import write_json
 from spatial_circuits.model.precision import resolve_precision
@@ -47,11 +47,3 @@ def machine() -> dict:
     return {"kind": kind, "processor": torch.cuda.get_device_name() if gpu else processor(), "precision": precision,
             "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
             "torch": torch.__version__}
-
-
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    told = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in told.read_text().splitlines()
-             if line.startswith("model name")] if told.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
