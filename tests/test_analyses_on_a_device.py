@@ -44,6 +44,7 @@ from spatial_circuits.analyses import (
     sweep,
     synopsis,
     token_exchange,
+    token_shares,
     weight_maps,
     wires,
 )
@@ -99,6 +100,8 @@ def worded(model):
     yield arithmetic.interchange_token(model, PROMPTS[:1], [donor], "shape2", steps=1)
     yield robustness.robustness(model, PROMPTS[:1], ["T0", "T3 the"], steps=1)
     yield token_exchange.exchange_tokens(model, PROMPTS[:1], ["relation"], steps=1)
+    asked = token_shares.TokenShares(model.encoder, model.vae, model.noise, ["relation"], count=4)
+    yield asked.of(model.transformer)
     calibration = PROMPTS[4:]
     yield repair.repair(model, PROMPTS[:1], "T3 the", calibration, ["shift", "hide"], steps=1)
 

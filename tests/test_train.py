@@ -12,7 +12,9 @@ from spatial_circuits.data.render import render
 from spatial_circuits.data.scenes import SHAPES, sample_scenes
 from spatial_circuits.model.noise import Noise
 from spatial_circuits.model.precision import resolve_precision
+from spatial_circuits.model.transformer import build_transformer
 from spatial_circuits.training.batches import Batches, encode_captions
+from spatial_circuits.training.checkpoint import load_average
 from spatial_circuits.training.log import Log, read_log
 from spatial_circuits.training.loop import learning_rate, optimizers, train
 from spatial_circuits.training.monitor import monitor
@@ -135,6 +137,22 @@ def test_checkpoints_replace_each_other_and_leftovers_vanish(run, tmp_path):
     run("a", resume=True, stop_at=4)
     left = [p.name for p in (tmp_path / "a").glob("checkpoint-*")]
     assert left == ["checkpoint-00000004.safetensors"]
+
+
+def test_all_checkpoints_are_kept_if_asked_and_hold_the_averaged_weights(rte, vae, atom, tmp_path, one_thread):
+    def go(**options):
+        return train(FAST, rte, vae, tmp_path / "a", progress=False, checkpoint_every=2, keep=True, **options)
+    half = go(stop_at=4).state_dict()
+    (tmp_path / "a" / "checkpoint-00000005.partial").write_bytes(b"half")
+    last = go(resume=True, stop_at=6).state_dict()
+    left = sorted((tmp_path / "a").glob("checkpoint-*"))
+    assert [p.name for p in left] == [f"checkpoint-0000000{n}.safetensors" for n in (2, 4, 6)]
+    net = build_transformer("atom", rte.dim, 1)
+    assert not same(net.state_dict(), half)
+    for path, wanted in ((left[1], half), (left[2], last)):
+        assert load_average(path, net) == int(path.stem[-8:]) and same(net.state_dict(), wanted)
+    with pytest.raises(ValueError, match="checkpoint-00000006.safetensors holds the weights of a model of another size"):
+        load_average(left[2], build_transformer("atom", rte.dim + 1, 0))
 
 
 def test_the_log_of_a_killed_run(tmp_path):

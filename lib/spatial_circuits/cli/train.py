@@ -29,6 +29,8 @@ def _train(
                                        "in the folder")] = False,
     evaluate_every: Annotated[int, typer.Option(min=1, metavar="STEPS")] = 1000,
     checkpoint_every: Annotated[int, typer.Option(min=1, metavar="STEPS")] = 500,
+    keep: Annotated[bool, typer.Option("--keep-checkpoints", help="keep all of them, 20 MB each "
+                                       "for a model of size tiny")] = False,
     threads: Count = CORES,
     device: Device = "auto",
 ) -> None:
@@ -55,7 +57,7 @@ def _train(
     coder, codec = build_encoder(text["name"], **text["options"]), load_vae(vae)
     model = train(plan, coder, codec, folder, resume=resume, device=place, text=text,
                   evaluate=monitor(plan.noise, coder, codec), evaluate_every=evaluate_every,
-                  checkpoint_every=checkpoint_every, wait=wait)
+                  checkpoint_every=checkpoint_every, wait=wait, keep=keep)
     made = save_model(folder / "model", model.cpu(), text, run=folder, command=context.obj,
                       vae=codec if vae else None,
                       precision=resolve_precision(plan.precision, place))

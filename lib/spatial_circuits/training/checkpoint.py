@@ -27,10 +27,10 @@ def tensor_hash(tensors: dict[str, Tensor], more: str = "") -> str:
 
 
 def save_state(folder: Path, step: int, model: torch.nn.Module, ema, optimizers: list,
-               scaler=None) -> Path:
+               scaler=None, keep: bool = False) -> Path:
     """Write folder/checkpoint-STEP.safetensors: weights, EMA, optimizer states, fp16's loss scale.
 
-    Its metadata hold a hash of it all. Older checkpoints go when the new one is complete. Raises
+    Its metadata hold a hash of it all. Unless `keep`, older checkpoints go when it is there. Raises
     OSError, naming the path, where it cannot be written; the old one is then intact.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
@@ -46,7 +46,7 @@ def save_state(folder: Path, step: int, model: torch.nn.Module, ema, optimizers:
     with writing(path) as temporary:
         save_file(tensors, temporary, {"state": record, "sha256": tensor_hash(tensors, record)})
     for old in folder.glob("checkpoint-*"):
-        if old != path:
+        if old != path and not (keep and old.suffix == path.suffix):
             old.unlink()
     return path
 
@@ -59,18 +59,7 @@ def restore(folder: Path, model: torch.nn.Module, ema, optimizers: list, scaler=
     found = sorted(folder.glob("checkpoint-*.safetensors"))
     if not found:
         return 0
-    try:
-        with safe_open(found[-1], "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
-    except Exception as error:
-        raise ValueError(f"checkpoint {found[-1]} is damaged: {error}") from error
-    if "sha256" not in metadata:
-        raise ValueError(f"checkpoint {found[-1]} is damaged or old: it carries no sha256")
-    if (digest := tensor_hash(tensors, metadata["state"])) != metadata["sha256"]:
-        raise ValueError(f"checkpoint {found[-1]} is damaged: sha256 {digest}, "
-                         f"expected {metadata['sha256']}")
-    state = json.loads(metadata["state"])
+    state, tensors = _read(found[-1])
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     for i, shadow in enumerate(ema.shadow_params):
         shadow.copy_(tensors[f"ema.{i}"])
@@ -79,12 +68,44 @@ def restore(folder: Path, model: torch.nn.Module, ema, optimizers: list, scaler=
         states: dict[int, dict] = {}
         for key, value in tensors.items():
             if key.startswith(f"optimizer.{n}."):
-                _, _, i, name = key.split(".")
-                states.setdefault(int(i), {})[name] = value
+                _, _, number, name = key.split(".")
+                states.setdefault(int(number), {})[name] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     if scaler and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
+    return state["step"]
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """What a checkpoint holds, if it is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (it is no dict)
+    except Exception as error:
+        raise ValueError(f"checkpoint {path} is damaged: {error}") from error
+    if "sha256" not in metadata:
+        raise ValueError(f"checkpoint {path} is damaged or old: it carries no sha256")
+    if (digest := tensor_hash(tensors, metadata["state"])) != metadata["sha256"]:
+        raise ValueError(f"checkpoint {path} is damaged: sha256 {digest}, "
+                         f"expected {metadata['sha256']}")
+    return json.loads(metadata["state"]), tensors
+
+
+def load_average(path: Path, model: torch.nn.Module) -> int:
+    """Load a checkpoint's EMA weights into a model of its size, in place, and return its step.
+
+    Raises ValueError as `restore` does, and for a model of another size.
+    """
+    state, tensors = _read(path)
+    parameters = list(model.parameters())
+    found = [tensors[f"ema.{i}"] for i in range(sum(k.startswith("ema.") for k in tensors))]
+    if [p.shape for p in parameters] != [x.shape for x in found]:
+        raise ValueError(f"checkpoint {path} holds the weights of a model of another size")
+    with torch.no_grad():
+        for parameter, average in zip(parameters, found, strict=True):
+            parameter.copy_(average)
     return state["step"]
 
 

@@ -94,7 +94,7 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
           evaluate: Callable[[torch.nn.Module], dict] | None = None, evaluate_every: int = 1000,
           checkpoint_every: int = 500, stop_at: int | None = None, progress: bool = True,
           device: str | None = None, text: dict | None = None,
-          wait: bool = False) -> torch.nn.Module:
+          wait: bool = False, keep: bool = False) -> torch.nn.Module:
     """Train a model in `folder` (recipe.json, run.json, log.jsonl, checkpoint-STEP.safetensors,
     snapshots/) and return the EMA weights in a model.
 
@@ -102,8 +102,8 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
     `resume`, continue from the last complete checkpoint, to the same weights as in one piece.
     `stop_at` ends early, as a kill would, after a checkpoint. `device` is cpu, cuda or cuda:N; None
     takes a GPU where there is one. `text`, name and options of the encoder, is kept to refuse
-    another on resume. `wait` waits while another run is going on there. SIGTERM ends the step,
-    writes a checkpoint and leaves by SystemExit.
+    another on resume. `wait` waits while another run is going on there; `keep` leaves older
+    checkpoints where they are. SIGTERM ends the step, writes a checkpoint and leaves by SystemExit.
 
     Raises ValueError for wrong values, a run of another recipe, encoder, VAE or precision, and a
     loss that is not finite (the last checkpoint is then kept); FileExistsError if the folder holds
@@ -118,7 +118,7 @@ def train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: str | Path, *, res
     with claimed(folder, main, wait):
         return _train(recipe, encoder, vae, folder, accelerator, resume, evaluate, evaluate_every,
                       checkpoint_every, min(stop_at or recipe.steps, recipe.steps),
-                      progress and main, text)
+                      progress and main, text, keep)
 
 
 def start_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
@@ -145,7 +145,7 @@ def start_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
 
 def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator: Accelerator,
            resume: bool, evaluate: Callable | None, evaluate_every: int, checkpoint_every: int,
-           last: int, progress: bool, text: dict | None) -> torch.nn.Module:
+           last: int, progress: bool, text: dict | None, keep: bool) -> torch.nn.Module:
     main, device, scaler = accelerator.is_main_process, accelerator.device, accelerator.scaler
     alone = accelerator.num_processes == 1
     cheap = alone and device.type == "cpu"      # to look at a loss: a GPU would have to wait
@@ -221,7 +221,7 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
                     save_snapshot(folder, done, net)
                 since += time.perf_counter() - paused
             if main and (saving or stopping):
-                save_state(folder, done, net, ema, opts, scaler)
+                save_state(folder, done, net, ema, opts, scaler, keep)
             if stopping and done < last:
                 leave(folder, done)
     accelerator.wait_for_everyone()
