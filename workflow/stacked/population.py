@@ -1,4 +1,4 @@
-"""Measure every model of the third wave: scores, and which words carry axis and side.
+"""Measure every model of the third wave: scores, and which words carry axis and side, in pictures and in predictions.
 
     python workflow/stacked/population.py [--prompts 44] [NAME ...]
 
@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
+from spatial_circuits.analyses.token_shares import TokenShares
 from spatial_circuits.claims.text_tables import run_exchange
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.files import write_json
@@ -26,6 +27,7 @@ from stack import Net
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "book" / "population.json"
+NOISE = Noise(prediction="sample", top=0.2, high=0.4)   # of all its runs that this library can sample
 
 
 @lru_cache
@@ -66,9 +68,8 @@ def load(name: str) -> Model:
     net.load_state_dict(state)
     if run["pred"] != "x0":
         raise ValueError(f"run {name} predicts in EDM's way, which this library cannot sample")
-    noise = Noise(prediction="sample", top=0.2, high=0.4)
-    return Model(name, net.eval().requires_grad_(False), noise.scheduler(), coder, load_vae(),
-                 noise, text, HERE)
+    return Model(name, net.eval().requires_grad_(False), NOISE.scheduler(), coder, load_vae(),
+                 NOISE, text, HERE)
 
 
 def first_and_last(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -90,6 +91,18 @@ def measure(model: Model, prompts: list[str]) -> dict:
     return {part: table[part] for part in ("scores", "exchange")}
 
 
+@lru_cache
+def questions(text: str) -> TokenShares:
+    """The same scenes for all runs of an encoder."""
+    given = json.loads(text)
+    return TokenShares(encoder(given["name"], **given["options"]), load_vae(), NOISE, count=128)
+
+
+def shares(model: Model) -> list[dict]:
+    """What part of the relation's effect on the prediction each token carries."""
+    return questions(json.dumps(model.text)).of(model.transformer).round(5).to_dict("records")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
@@ -98,10 +111,12 @@ def main() -> None:
     prompts = prompt_set("264")[:given.prompts]
     found = json.loads(OUT.read_text()) if OUT.exists() else {}
     chosen = given.names or [n for n, run in runs().items() if run["pred"] == "x0"]
-    for name in tqdm([n for n in chosen if n not in found], unit="model"):
+    for name in tqdm([n for n in chosen if "shares" not in found.get(n, ())], unit="model"):
         run, model = runs()[name], load(name)
-        found[name] = {"text": model.text, "seed": run["seed"], "dose": run.get("fused", 0.0),
-                       "prompts": len(prompts), **measure(model.fast(), prompts)}
+        if name not in found:
+            found[name] = {"text": model.text, "seed": run["seed"], "dose": run.get("fused", 0.0),
+                           "prompts": len(prompts), **measure(model.fast(), prompts)}
+        found[name]["shares"] = shares(model)
         write_json(OUT, found)
 
 
