@@ -31,6 +31,7 @@ from spatial_circuits.analyses.learning import comes_first, when_learned
 from spatial_circuits.analyses.token_exchange import TOKEN_SETS
 from spatial_circuits.book.figures import Captioned, lines
 from spatial_circuits.book.head_figures import heat_tables, scatter
+from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims.population import reading
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.store import load
@@ -240,7 +241,7 @@ Markdown(f"Rank correlation over all {len(together)} points: {agreement:.2f}.")
 
 # %%
 followed = json.loads(Path("followed.json").read_text())
-SEEN = 75_000  # pictures; before that the donor's side changes next to nothing
+SEEN = 60_000  # pictures; before that the donor's side changes next to nothing
 
 def carried(run: str, part: str = "side") -> pd.DataFrame:
     """What tokens carry of a part of the relation, by thousands of pictures seen."""
@@ -260,14 +261,40 @@ Captioned(lines(along, "thousand pictures seen", "share of the side",
           "What each token carries of the side, along two training runs on MiniLM.")
 
 # %%
-def last_shares(run: str, images: int) -> pd.Series:
-    """The shares of a run where it, or its parent, had seen so many pictures."""
-    return carried(run).loc[images / 1000, list(WORDS)].rename(WORDS)
+ends = min(max(row["images"] for row in r["shares"]) for r in followed.values()) / 1000
+found_at = {run: carried(run).loc[ends] for run, r in followed.items()
+            if r["text"]["name"] == "minilm"}
 
-ends = max(row["images"] for row in followed[next(r for r in followed if followed[r]["parent"])]["shares"])
-forks = pd.DataFrame({run: last_shares(run, ends) for run, r in followed.items()
-                      if r["text"]["name"] == "minilm"}).T
-forks
+def told(run: str) -> str:
+    """A run by its name, a fork by what it was made of."""
+    parent = followed[run]["parent"]
+    if parent is None:
+        return f"run {run.split('-')[1]}"
+    return (f"run {parent['run'].split('-')[1]}, from {parent['images'] / 1000:.0f} "
+            f"thousand on with the data of run {followed[run]['seed']}")
+
+shares_at_end = pd.DataFrame(found_at).T[list(WORDS)].rename(columns=WORDS)
+shares_at_end.rename(told).rename_axis(f"after {ends:.0f} thousand pictures").round(2)
+
+# %%
+def stays(run: str) -> bool:
+    """Does a fork end nearer to its parent than to the run whose data it saw?"""
+    off = shares_at_end.sub(shares_at_end.loc[run], axis=1).pow(2).sum(axis=1)
+    parent = followed[run]["parent"]["run"]
+    return off[parent] < off[[other for other in parents if other != parent]].min()
+
+def learned_at(run: str) -> float:
+    """How far the side was learned where a fork left, in parts of what it was at the end."""
+    parent = followed[run]["parent"]
+    curve = carried(parent["run"])["learned"]
+    return curve[parent["images"] / 1000] / curve[ends]
+
+forks = [run for run in shares_at_end.index if followed[run]["parent"]]
+Markdown("\n".join(f"- {told(run)}: the donor's side changed the prediction by "
+                   f"{learned_at(run):.3f} of what it did in the end." for run in forks))
+
+# %%
+verdict({f"A fork ends where its parent does: {told(run)}": stays(run) for run in forks})
 
 # %% [markdown]
 # ## A dial

@@ -52,7 +52,8 @@ def test_a_run_killed_at_once_resumes_to_the_same_weights(tmp_path, monkeypatch,
 
     monkeypatch.setattr(monitor, "monitor", lambda *_: None)  # 132 sampled images are not what is tested
     assert main([*TINY_RUN, "--out", "killed", "--resume"]) == 0
-    assert main([*TINY_RUN, "--out", "whole"]) == 0
+    assert main([*TINY_RUN, "--out", "whole", "--keep-checkpoints"]) == 0
+    assert [len(list(tmp_path.glob(f"{run}/checkpoint-*"))) for run in ("killed", "whole")] == [1, 3]
     one, two = (load_file(next(tmp_path.glob(f"{run}/checkpoint-00000009.safetensors"))) for run in ("killed", "whole"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert [r["step"] for r in read_log("killed/log.jsonl")] == [r["step"] for r in read_log("whole/log.jsonl")] == [9]

@@ -71,7 +71,7 @@ def fork(folder: Path, step: int, seed: int, until: int) -> None:
     if not (out / "recipe.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, out)
-        write_json(out / PARENT, {"run": folder.name, "step": step})
+        write_json(out / PARENT, {"run": folder.name, "step": step, "images": step * recipe_of(folder).batch})
         shutil.copy(folder / "run.json", out)
         write_json(out / "recipe.json", {**json.loads((folder / "recipe.json").read_text()), "seed": seed})
     follow(out, recipe_of(out), text_of(out), until)
