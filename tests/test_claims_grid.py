@@ -167,6 +167,24 @@ def test_rows_are_opened_by_keys_and_a_phone_scrolls_them_in_their_box(chromium,
     context.close()
 
 
+def test_a_phone_shows_nine_runs_at_once_and_of_more_that_they_go_on(chromium, tmp_path):
+    """In the 312 px that a page 360 px wide leaves; where runs go under the last column they fade, until all are out."""
+    context = chromium.new_context(offline=True, viewport={"width": 390, "height": 844})
+    tab, runs, file = context.new_page(), [run(tmp_path, f"run-{i:02}") for i in range(12)], tmp_path / "page.html"
+    box = "document.querySelector('.scroll')"
+    faded = "Number(getComputedStyle(document.querySelector('details .sc-cell:last-child'), '::before').opacity)"
+    for count, beyond in ((9, False), (12, True)):
+        html = ClaimsGrid(runs[:count], "Claims.")._repr_html_()
+        file.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><style>figure {{ margin: 0; width: 312px }}</style><main>{html}</main></html>")
+        tab.goto(file.as_uri())
+        assert tab.evaluate(f"{box}.scrollWidth > {box}.clientWidth") == beyond and (tab.evaluate(faded) == 1) == beyond
+    tab.locator("details:has(#claim-C6) summary").click()
+    tab.evaluate(f"{box}.scrollLeft = 1000")
+    tab.wait_for_function(f"{faded} === 0", timeout=3000)
+    assert tab.locator("#claim-C6").bounding_box()["x"] >= 0                # what is unfolded stays in sight
+    context.close()
+
+
 def test_the_first_figure_of_the_readme_is_drawn_in_a_fresh_folder(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)

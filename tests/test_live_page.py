@@ -104,6 +104,9 @@ def test_the_first_picture_is_there_and_is_pythons(tab, bench):
     assert (found - wanted).abs().max() < 1e-3
     verdict = outcome(next(score(bench.model.vae.decode(wanted[None]), [PROMPT]).iterrows())[1])
     assert verdict in tab.captions()[0] and verdict in tab.text() and "Drawn in" in tab.text()
+    means = tab.tab.locator(".heads button").evaluate_all("(all) => all.map((b) => [Number(b.ariaLabel.match(/mean (\\d+)/)[1]), b.ariaChecked === 'true'])")
+    assert max(means)[0] == next(mean for mean, checked in means if checked)      # at the step that is shown
+    assert tab.tab.locator(".key").text_content().startswith("Underlined heads:relationobject")
 
 
 def test_a_head_is_switched_off_from_the_keyboard(tab, bench):
@@ -135,9 +138,11 @@ def test_another_relation_is_written_in(tab, bench, site):
 
 
 def test_an_embedding_is_taken_from_another_sentence(tab, bench):
-    other = "red square is below blue circle"
+    other, its = "red square is below blue circle", tab.tab.get_by_role("combobox", name="its word")
+    assert not its.is_visible()                                             # nothing to choose yet
     tab.tab.get_by_role("textbox", name="taken from the sentence").fill(other)
     tab.after(lambda: tab.tab.get_by_role("combobox", name="Embedding of").select_option("4 above"))
+    assert its.is_visible() and its.locator("option:checked").text_content() == "4 below"
     batch = bench.model.encoder.encode(["", PROMPT, other])
     batch.embeddings[1, 3] = batch.embeddings[2, 3]
     from dataclasses import replace
@@ -282,6 +287,7 @@ def test_it_is_accessible_and_fits_a_phone(tab):
     assert found == []
     tab.tab.set_viewport_size({"width": 390, "height": 844})
     assert tab.tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.tab.evaluate("[...document.querySelectorAll('.sc input.sentence')].filter((i) => i.scrollWidth > i.clientWidth).length") == 0
     small = "[...document.querySelectorAll('.sc :is(select, button, input)')].map((b) => b.getBoundingClientRect()).filter((b) => b.width && (b.height < 16 || b.width < 24)).length"
     assert tab.tab.evaluate(small) == 0
     tab.tab.set_viewport_size({"width": 1280, "height": 1000})

@@ -207,6 +207,9 @@ UNBOXED = """() => [
     (m.scrollWidth > m.clientWidth && getComputedStyle(m).backgroundImage === "none")),
   ...[...document.querySelectorAll(".bd-article table.dataframe td")].filter((td) => parseFloat(getComputedStyle(td).paddingLeft) < 4),
 ].map((e) => e.outerHTML.slice(0, 120))"""
+# Boxes that scroll and do not fade where there is more, or fade and do not scroll. Of a figure the image fades.
+UNFADED = """() => [...document.querySelectorAll(".bd-article :is(.highlight > pre, .cell_output, .output, .pst-scrollable-table-container)")].filter((box) =>
+  (box.scrollWidth > box.clientWidth) !== (getComputedStyle(box.querySelector(":scope > figure > img") ?? box).maskImage !== "none")).map((e) => e.outerHTML.slice(0, 120))"""
 CUT = """() => [...document.querySelectorAll(".bd-article div.cell_input pre")].filter((p) => p.scrollWidth > p.clientWidth).map((p) => p.textContent.slice(0, 200))"""
 
 
@@ -223,9 +226,11 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width, timeout=3000)  # the side bars slide into place
         assert tab.evaluate(BEYOND) == [] and tab.evaluate(UNBOXED) == []
+        tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert tab.evaluate(UNFADED) == []
     assert tab.evaluate(CUT) == []                                              # 88 characters fit the column
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
-    tab.wait_for_function("() => document.getAnimations().every((a) => a.playState !== 'running')")  # colours fade into the dark
+    tab.wait_for_function("() => document.getAnimations().every((a) => a.playState !== 'running' || a.timeline !== document.timeline)")  # colours fade into the dark
     assert tab.evaluate(SERIOUS, [spared, {"runOnly": ["color-contrast"]}]) == []
     assert said == []
 

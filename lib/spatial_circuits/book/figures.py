@@ -26,7 +26,9 @@ from matplotlib.ticker import EngFormatter
 from torch import Tensor
 
 WIDTH = 7.2  # inches: the page's width at 100 dots an inch
+NARROW = 0.62 * WIDTH  # what a phone shows of it without scrolling
 CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C", "#000000")
+DASHES: tuple = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))  # of curves
 ROLE_COLORS = {"colour1": "#CC79A7", "shape1": "#882D71", "relation": "#009E73",
                "colour2": "#F0B840", "shape2": "#B87A00", "filler": "#8C8C8C", "end": "#4D4D4D",
                "pad": "#D0D0D0"}
@@ -75,8 +77,24 @@ def spaced(name) -> str:
     return str(name).replace("_", " ")
 
 
+def legend_above(figure: Figure) -> None:
+    """What the first axes show, above them from the left, where a phone shows it; the figure grows
+    by it."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    room = max(map(len, labels)) * 0.065 + 0.55        # inches a column takes
+    columns = min(3, max(1, int(NARROW / room)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=2.8)
+    figure.set_figheight(figure.get_figheight() + 0.16 * math.ceil(len(labels) / columns))
+
+
+def outline(ax: Axes, shown: bool) -> None:
+    """A thin grey frame or none: values about zero of a signed map are as light as the page."""
+    ax.spines[:].set(visible=shown, color="#B0B0B0", linewidth=0.6)
+
+
 def shade(ax: Axes, values: Tensor, top: float, signed: bool, **options) -> AxesImage:
-    """Draw a map [H, W] in the book's colours: from 0 to `top`, or, signed, about zero."""
+    """Draw a map [H, W] in the book's colours: from 0 to `top`, or, signed, framed about zero."""
+    outline(ax, signed)
     return ax.imshow(values.float().cpu().numpy(), vmin=-top if signed else 0, vmax=top,
                      cmap="PuOr_r" if signed else "viridis", **options)
 
@@ -137,7 +155,7 @@ def bars(mean: pd.DataFrame, low: pd.DataFrame | None = None, high: pd.DataFrame
         ax.axhline(y, color="#4D4D4D", linewidth=1, linestyle=style, label=name)
     ax.set_xticks(np.arange(len(mean)), [textwrap.fill(spaced(i), 14) for i in mean.index])
     ax.set_ylabel(ylabel)
-    figure.legend(loc="outside upper center", ncols=6)
+    legend_above(figure)
     return figure
 
 
@@ -191,15 +209,17 @@ def lines(frames: pd.DataFrame | dict[str, pd.DataFrame], xlabel: str, ylabel: s
     for line in axes:
         line[0].set_ylabel(ylabel)
     if len(next(iter(panels.values())).columns) > 1:
-        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center")
+        legend_above(figure)
     return figure
 
 
 def _curves(ax: Axes, frame: pd.DataFrame, band: tuple[pd.DataFrame, pd.DataFrame] | None,
             marks: dict[str, tuple[float, float]]) -> None:
-    for i, (name, column) in enumerate(frame.items()):
-        color, style = CYCLE[i % len(CYCLE)], ("-", "--", ":")[i // len(CYCLE) % 3]
-        ax.plot(column.dropna(), style, color=color, label=spaced(name))
+    """Each in a style of its own, and narrower than those below it: none hides another."""
+    widths = np.linspace(2.8, 1.2, frame.shape[1]) if frame.shape[1] > 1 else [1.5]
+    for i, ((name, column), width) in enumerate(zip(frame.items(), widths)):
+        color, style = CYCLE[i % len(CYCLE)], DASHES[i % len(DASHES)]
+        ax.plot(column.dropna(), color=color, linestyle=style, linewidth=width, label=spaced(name))
         if band:
             low, high = (bound[name] for bound in band)
             ax.fill_between(frame.index, low, high, color=color, alpha=0.2, linewidth=0)
@@ -222,7 +242,7 @@ def intervals(series: dict[str, pd.DataFrame], xlabel: str,
            xlim=xlim)
     ax.invert_yaxis()
     ax.grid(axis="x", color="#EBEBEB", linewidth=0.6)
-    figure.legend(loc="outside right center")
+    legend_above(figure)
     return figure
 
 
@@ -233,10 +253,11 @@ def maps(values: Tensor, titles: Sequence[str], label: str, columns: int = 8,
     rows, (top, signed) = math.ceil(len(values) / columns), scale_of(values, top)
     size = (WIDTH, rows * WIDTH / columns)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for ax in axes.flat:
+    for ax in axes.flat[len(values):]:
         ax.set_axis_off()
     for ax, value, title in zip(axes.flat, values, titles):
         image = shade(ax, value, top, signed)
+        ax.set(xticks=(), yticks=())
         ax.set_title(title, fontsize=7, pad=2)
     figure.colorbar(image, ax=axes, label=label, shrink=0.9, aspect=30)
     return figure

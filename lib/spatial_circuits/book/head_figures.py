@@ -16,9 +16,10 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .figures import WIDTH, scale_of, shade, show_picture, spaced, styled
+from .figures import WIDTH, legend_above, outline, scale_of, shade, show_picture, spaced, styled
 
 CIRCUIT_COLORS = {"relation": "#009E73", "object": "#882D71", "colour": "#B87A00",
                   "rest": "#8C8C8C"}  # as the text roles
@@ -46,7 +47,6 @@ def head_grid(scores: dict[str, Tensor], label: str,
         image = shade(ax, score, top, signed, aspect="auto")
         ax.set_title("\n".join(textwrap.wrap(title, 24)))
         ax.set(xticks=range(score.shape[1]), yticks=range(score.shape[0]), xlabel="head")
-        ax.spines[:].set_visible(False)
         for role, heads in (marked or {}).items():
             for layer, head in heads:
                 ax.add_patch(plt.Rectangle((head - 0.46, layer - 0.46), 0.92, 0.92, fill=False,
@@ -73,7 +73,7 @@ def attention_rows(rows: dict[str, Tensor], titles: Sequence[str], label: str = 
     for y, (line, name) in enumerate(zip(axes, rows)):
         for ax in line:
             ax.set(xticks=(), yticks=())
-            ax.spines[:].set_visible(False)
+            outline(ax, False)
         for ax, shown in zip(line, values[y, :count]):
             drawn = shade(ax, shown, top, signed)
         if image is not None:
@@ -98,32 +98,35 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
     ax.axvline(0, color="#8C8C8C", linewidth=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.1, y=0.1)
-    figure.legend(loc="outside right center")
+    legend_above(figure)
     figure.draw_without_rendering()                    # from here on it is known where things lie
     every = pd.concat(groups)[["x", "y"]]
     span = (every.max() - every.min()) / 20
     edges = 9 * [*ax.spines.values()] + ax.lines[-2:]  # the axes' ends count most
     taken = [edge.get_window_extent() for edge in edges]
-    taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in ax.transData.transform(every)]
-    for line, frame in zip(ax.lines, groups.values()):
+    taken += 5 * [Bbox.from_bounds(x - 5, y - 5, 10, 10)
+                  for x, y in ax.transData.transform(every)]
+    for frame in groups.values():
         labels: dict[tuple[float, float], list[str]] = {}
         for label, x, y in frame[["x", "y"]].itertuples():
             near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
             labels.setdefault(near[0] if near else (x, y), []).append(label)
         for point, names in labels.items():
             note = ax.annotate(textwrap.fill(", ".join(names), 18), point, (4, 1), fontsize=7,
-                               textcoords="offset points", color=line.get_color(), in_layout=False)
-            taken.append(_moved_clear(note, taken))
+                               textcoords="offset points", color="#333333", in_layout=False)
+            taken += 4 * [_moved_clear(note, taken)]
     return figure
 
 
 def _moved_clear(note: Annotation, taken: Sequence[Bbox]) -> Bbox:
     """Put a note at the corner of its point where it covers least of what is taken; its box."""
     def box(corner: tuple[float, float]) -> Bbox:
-        note.set(position=corner, ha="left" if corner[0] > 0 else "right",
-                 va="bottom" if corner[1] > 0 else "top")
+        x, y = corner
+        note.set(position=corner, ha="left" if x > 0 else "right" if x else "center",
+                 va="bottom" if y > 0 else "top" if y else "center")
         return note.get_window_extent()
-    corners = [(x, y) for x in (4, -4) for y in (1, -1, 6, -6)]
+    corners = [(x, y) for reach in (1, 6, 11) for x in (4, -4) for y in (reach, -reach)]
+    corners += [(x, y) for x in (5, -5, 0) for y in (0, 5, -5, 12, -12) if (x, y) != (0, 0)]
     return box(min(corners, key=lambda corner: box(corner).count_overlaps(taken)))
 
 
@@ -178,14 +181,21 @@ def filled(ax: Axes, frame: pd.DataFrame, texts: pd.DataFrame, bold: pd.DataFram
     image = ax.imshow(values, aspect="auto", **options)
     for (y, x), value in np.ndenumerate(values):
         if not np.isnan(value):
-            ink = "white" if sum(image.cmap(image.norm(value))[:3]) < 1.5 else "black"
+            ink = "white" if luminance(image.cmap(image.norm(value))) < 0.18 else "black"
             heavy = bold is not None and bold.iloc[y, x]
             ax.text(x, y, texts.iloc[y, x], ha="center", va="center", fontsize=size, color=ink,
                     weight="bold" if heavy else "normal")
     ax.set_yticks(range(len(frame)), [spaced(i) for i in frame.index], fontsize=7)
-    ax.spines[:].set_visible(False)
+    outline(ax, options.get("vmin", 0) < 0)
     ax.tick_params(length=0)
     return image
+
+
+def luminance(color: ArrayLike) -> float:
+    """Relative luminance, 0 to 1, of a colour whose first three parts are red, green and blue."""
+    parts = np.asarray(color)[:3]
+    linear = np.where(parts <= 0.04, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 @styled

@@ -70,6 +70,12 @@
     if (colours[role] && prompt.kept.includes(role)) { node.style.background = colours[role]; node.style.color = ink(colours[role]); }
     return node;
   };
+  // heads by role, underlined in its colour, and the line that says so
+  const underlined = (role, colours, text) => make("span", role ? { class: "member", style: `--role: ${colours[role] ?? "currentColor"}` } : {}, text);
+  const roleKey = (members, colours) => {
+    const roles = [...new Set(Object.values(members))];
+    return roles.length ? ["Underlined heads:", ...roles.map((role) => underlined(role, colours, role))] : [];
+  };
   const percent = (v) => `${v} %`;
 
   async function explorer(root, data) {
@@ -126,8 +132,7 @@
     });
     const heads = make("div", { class: "heads", role: "radiogroup", "aria-label": "head", style: `grid-template-columns: repeat(${H}, 1fr)` });
     const buttons = Array.from({ length: L * H }, (_, h) => {
-      const member = data.members[name(h)], label = make("span", member ? { class: "member" } : {}, name(h));
-      if (member) label.style.borderColor = data.memberColours[member];
+      const member = data.members[name(h)], label = underlined(member, data.memberColours, name(h));
       const button = make("button", { type: "button", title: member ? `${member} head` : null }, make("canvas", { "aria-hidden": "true" }), label);
       heads.append(button);
       return button;
@@ -181,7 +186,8 @@
     root.append(make("div", { class: "controls" }, promptLabel, changeLabel),
       make("div", { class: "controls" }, chips),
       make("div", { class: "controls" }, make("label", {}, "Step", slider), stepSaid, play), panels,
-      make("p", { class: "title" }, "All heads at this step, under the change:"), heads, said);
+      make("p", { class: "title" }, "All heads at this step, under the change:"), heads,
+      make("p", { class: "key" }, ...roleKey(data.members, data.memberColours)), said);
     changeSelect.selectedIndex = state.c;
     pickHead(state.h);
     words();
@@ -278,7 +284,7 @@
       try {
         await load(first);
         bar.hidden = true;
-        await globalThis.spatialCircuits.start(root, data, { make, bytes, drawMap, panel, chooser, radio, ink }, load);
+        await globalThis.spatialCircuits.start(root, data, { make, bytes, drawMap, panel, chooser, radio, ink, underlined, roleKey }, load);
       } catch (error) {
         said.textContent = `The live model could not start: ${error.message}`;
         start.disabled = false;

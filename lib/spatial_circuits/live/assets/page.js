@@ -10,7 +10,7 @@
   // --- the figure ---------------------------------------------------------------------------------------------------------
 
   live.start = async (root, data, kit, load) => {
-    const { make, bytes, drawMap, panel, chooser, radio, ink } = kit, { index, language, limits, sites: SITES } = live;
+    const { make, bytes, drawMap, panel, chooser, radio, ink, underlined, roleKey } = kit, { index, language, limits, sites: SITES } = live;
     const names = Object.keys(index.models), opened = {}, runs = new Map(), [viridis] = data.colours.map(bytes);
     const size = (name) => `${(index.models[name].reduce((sum, f) => sum + index.sizes[f], 0) / 1e6).toFixed(1)} MB`;
     const open = (name) => (opened[name] ??= load(index.models[name]).then(() => { say(`Making ${name} ready.`); return pause(); }).then(() => live.open(name)));
@@ -75,6 +75,7 @@
     const slider = make("input", { type: "range", min: 1, oninput: () => { state.step = slider.value - 1; show(); address(); } }), stepSaid = make("span", {});
     const chips = make("div", { class: "chips", role: "radiogroup", "aria-label": "word whose attention is shown" });
     const headsTitle = make("p", { class: "title" }), heads = make("div", { class: "heads", role: "radiogroup", "aria-label": "head" });
+    const key = make("p", { class: "key" });
     let pickHead = () => {}, headButtons = [];
     const [howLabel, howSelect] = chooser("This head", Object.values(HOW), () => changeHead());
     const [byLabel, byInput] = numeric("times", "times", 0.25, () => state.heads[state.head]?.by ?? 0.5, () => changeHead(), () => `${state.head} times`);
@@ -243,9 +244,10 @@
 
     // --- showing what was drawn ---------------------------------------------------------------------------------------------
 
-    // the head that looks most at a token, at the first step
+    const stepShown = () => Math.min(state.step ?? Infinity, shown[0].steps - 1);
+    // the head that looks most at a token, at the step that is shown
     const looking = (side, token) => {
-      const { model, run } = side, means = Array.from({ length: model.layers * model.heads }, (_, h) => live.attention(model, run, 0, h, token).reduce((a, b) => a + b, 0));
+      const { model, run } = side, means = Array.from({ length: model.layers * model.heads }, (_, h) => live.attention(model, run, stepShown(), h, token).reduce((a, b) => a + b, 0));
       return means.indexOf(Math.max(...means));
     };
     const headName = (model, h) => `L${Math.floor(h / model.heads)}H${h % model.heads}`;
@@ -280,11 +282,11 @@
         heads.dataset.model = model.name;
         heads.style.gridTemplateColumns = `repeat(${model.heads}, 1fr)`;
         headButtons = Array.from({ length: model.layers * model.heads }, (_, h) => {
-          const member = model.members[headName(model, h)], name = make("span", member ? { class: "member" } : {});
-          if (member) name.style.borderColor = data.memberColours[member] ?? "currentColor";
+          const member = model.members[headName(model, h)], name = underlined(member, data.memberColours, "");
           return make("button", { type: "button", title: member ? `${member} head` : null }, make("canvas", { "aria-hidden": "true" }), name);
         });
         heads.replaceChildren(...headButtons);
+        key.replaceChildren(...roleKey(model.members, data.memberColours));
         pickHead = radio(headButtons, model.heads, (h) => { state.head = headName(model, h); follow(); show(); address(); });
       }
       pickHead(live.headIndex(model, state.head));
@@ -332,12 +334,13 @@
       if (state.relation) { siteSelect.selectedIndex = Object.keys(SITES).indexOf(state.relation.site); timesInput.value = state.relation.times; }
       toSelect.selectedIndex = state.graft ? state.graft.to + 1 : 0;
       if (state.graft) { otherInput.value = state.graft.text; fromSelect.selectedIndex = state.graft.from; }
+      fromLabel.hidden = !fromSelect.length;
       undo.disabled = !changed();
     }
 
     async function show() {
       if (!shown.length) return;
-      const last = shown[0].steps - 1, step = Math.min(state.step ?? last, last), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
+      const last = shown[0].steps - 1, step = stepShown(), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
       slider.value = step + 1;
       stepSaid.textContent = `${step + 1} of ${last + 1}`;
       slider.setAttribute("aria-valuetext", stepSaid.textContent);
@@ -410,7 +413,7 @@
 
     root.replaceChildren(form, row(make("span", {}, "or compose:"), parts, article), row(modelLabel, besideLabel),
       row(seedLabel, button("Next seed", () => set({ seed: (state.seed + 1) % (limits.seed[1] + 1) })), stepsLabel, guidanceLabel), reads, leftOut, said, sides,
-      row(make("label", {}, "Step", slider), stepSaid), row(make("span", {}, "Attention to"), chips), headsTitle, heads,
+      row(make("label", {}, "Step", slider), stepSaid), row(make("span", {}, "Attention to"), chips), headsTitle, heads, key,
       group("Change a head", row(howLabel, byLabel, changedHeads)), group("Hide words", row(hiding)),
       group("Another relation", row(relationLabel, siteLabel, timesLabel)), group("Another word's embedding", row(toLabel, otherLabel, fromLabel)),
       row(undo, copy, save));
