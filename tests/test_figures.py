@@ -46,6 +46,12 @@ def test_labels_of_points_lie_in_the_axes_and_on_no_other():
     assert [pair for pair in combinations(boxes, 2) if boxes[pair[0]].overlaps(boxes[pair[1]])] == []
 
 
+def test_points_may_have_no_label_and_equal_ones_are_written_once():
+    frame = pd.DataFrame({"x": [0, 0.01, 1, 2], "y": [0, 0.01, 1, 2]}, index=["0.5", "0.5", "", ""])
+    texts = [note.get_text() for note in scatter({"a": frame}, "x", "y").axes[0].texts]
+    assert texts == ["0.5"]
+
+
 def test_close_points_of_a_group_share_a_label():
     figure = scatter({"a": points({"one": (0, 0), "two": (0.01, 0.01), "three": (1, 1)})}, "x", "y")
     assert [t.get_text() for t in figure.axes[0].texts] == ["one, two", "three"]

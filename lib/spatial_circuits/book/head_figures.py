@@ -89,7 +89,7 @@ def attention_rows(rows: dict[str, Tensor], titles: Sequence[str], label: str = 
 def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
     """Labelled points, a colour a group: frames with columns x, y and an index of labels.
 
-    Points of a group that lie close together share a label; lines mark both zeros.
+    Points of a group that lie close together share a label, "" is none; lines mark both zeros.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
     for name, frame in groups.items():
@@ -108,12 +108,13 @@ def scatter(groups: dict[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure
                   for x, y in ax.transData.transform(every)]
     for frame in groups.values():
         labels: dict[tuple[float, float], list[str]] = {}
-        for label, x, y in frame[["x", "y"]].itertuples():
+        for label, x, y in frame[frame.index != ""][["x", "y"]].itertuples():
             near = [(a, b) for a, b in labels if abs(a - x) < span["x"] and abs(b - y) < span["y"]]
             labels.setdefault(near[0] if near else (x, y), []).append(label)
         for point, names in labels.items():
-            note = ax.annotate(textwrap.fill(", ".join(names), 18), point, (4, 1), fontsize=7,
-                               textcoords="offset points", color="#333333", in_layout=False)
+            text = textwrap.fill(", ".join(dict.fromkeys(names)), 18)
+            note = ax.annotate(text, point, (4, 1), fontsize=7, textcoords="offset points",
+                               color="#333333", in_layout=False)
             taken += 4 * [_moved_clear(note, taken)]
     return figure
 
