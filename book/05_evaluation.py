@@ -78,14 +78,15 @@ Captioned(grid(torch.stack([outlined(i) for i in render(scenes)]),
 # a round trip through the VAE. *Chance* comes in two kinds. `random relation` draws the right two objects in
 # a relation picked at random. `bag of words` knows every word but not their order: the axis is right, while
 # which object comes first, and which shape has which colour, are two coin flips. Intervals are 95 %
-# bootstraps over prompts, as images of one prompt are not independent.
+# bootstraps over prompts, as images of one prompt are not independent; where all prompts succeed or none, Wilson's.
 
 # %%
 truth = records(ceiling, prompts, per_prompt, seed, live=8)
 round_trip = records(vae_ceiling, net, prompts, 1, seed, live=8)
 ignorant = chance(prompts, per_prompt, seed)
-bounds = {"ceiling": summarise(truth), "ceiling after the VAE": summarise(round_trip),
-          **{name.replace("_", " "): summarise(part)
+bounds = {"ceiling": summarise(truth, edges=True),
+          "ceiling after the VAE": summarise(round_trip, edges=True),
+          **{name.replace("_", " "): summarise(part, edges=True)
              for name, part in ignorant.groupby("baseline")}}
 
 # %%
@@ -139,7 +140,7 @@ Over {len(prompts)} prompts and {len(told):,} pictures, unique binding is
 """)
 
 # %%
-everything = {"model": summarise(results), **bounds}
+everything = {"model": summarise(results, edges=True), **bounds}
 rows = {name: table.loc[list(METRICS)] for name, table in everything.items()}
 Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
           "Model, ceiling and chance by metric; 95 % intervals.")
@@ -152,7 +153,7 @@ Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
 # %%
 def split(by: str, order: list[str] | None = None) -> dict[str, pd.DataFrame]:
     """Unique binding, loose and strict, with intervals, for each value of a column."""
-    table = summarise(results, by)
+    table = summarise(results, by, edges=True)
     rows = [k for k in order or list(dict.fromkeys(results[by]))
             if k in set(results[by])]
     return {m: table.xs(m, level="metric").loc[rows]
@@ -345,7 +346,8 @@ tried = {}
 for w, n in tries:
     found = records(Model.latents, net, some, list(range(len(some))), guidance=w,
                     steps=n)
-    tried[f"w = {w}, {n} steps"] = summarise(score(net.vae.decode(found), some))
+    scored = score(net.vae.decode(found), some)
+    tried[f"w = {w}, {n} steps"] = summarise(scored, edges=True)
 by_metric = {metric: pd.DataFrame({name: table.loc[metric]
                                    for name, table in tried.items()}).T
              for metric in ("color", "unique_binding", "loose", "strict")}
@@ -366,10 +368,10 @@ settings. Intervals this wide tell a broken setting from a working one, and no m
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
 # with another of these they are computed anew. A part of some of them was run again just now, from the same
-# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+# noise.
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established

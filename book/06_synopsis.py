@@ -31,7 +31,7 @@ from spatial_circuits.analyses.synopsis import (
 from spatial_circuits.book.figures import Captioned, lines
 from spatial_circuits.book.head_figures import attention_rows, head_grid
 from spatial_circuits.book.records import Records
-from spatial_circuits.book.verdict import verdict
+from spatial_circuits.book.verdict import claim_verdict, verdict
 from spatial_circuits.claims.judges import APART
 from spatial_circuits.data.captions import ROLES, parse
 from spatial_circuits.data.metrics import prompt_set
@@ -393,10 +393,10 @@ test for the relation, some may do nothing with it; a candidate is the weakest o
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
 # with another of these they are computed anew. A part of some of them was run again just now, from the same
-# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+# noise.
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established
@@ -418,8 +418,11 @@ Markdown(f"""
 """)
 
 # %%
-verdict({"C5, one head stands out for the shapes": alone("object"),
-         "C5, one head stands out for the relation": alone("relation")})
+verdict({"One head stands out for the shapes": alone("object"),
+         "One head stands out for the relation": alone("relation")})
+
+# %%
+claim_verdict(model, "C5")
 
 # %% [markdown]
 # Not established: that any of these heads is *used*; what it writes; and why the attention is where it is before there is a

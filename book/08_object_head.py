@@ -29,7 +29,7 @@ from spatial_circuits.analyses.weight_maps import (
 from spatial_circuits.book.figures import Captioned, grid, heatmaps, lines
 from spatial_circuits.book.head_figures import attention_rows, head_grid
 from spatial_circuits.book.records import Records
-from spatial_circuits.book.verdict import verdict
+from spatial_circuits.book.verdict import claim_verdict, verdict
 from spatial_circuits.data.captions import ROLES, parse
 from spatial_circuits.data.detect import detect
 from spatial_circuits.data.metrics import prompt_set
@@ -454,9 +454,13 @@ Markdown(f"""
 """)
 
 # %%
-verdict({"C7, *acts later*, at steps 4 to 8": acts_late,
-         "C7, *carries shape only*, place aside": only,
+verdict({"The object head acts later: its own shape has less than half of its most at "
+         "step 0": acts_late,
+         "What it writes carries shape and place only": only,
          "Both colours follow from the first colour word": by_first})
+
+# %%
+claim_verdict(model, "C7")
 
 # %% [markdown]
 # Not established: that the pictures depend on these heads. That is [chapter 9](09_ablation.ipynb).

@@ -41,7 +41,8 @@ from spatial_circuits.analyses.sweep import effects
 from spatial_circuits.book.figures import Captioned, intervals
 from spatial_circuits.book.head_figures import head_grid, heat_tables
 from spatial_circuits.book.records import Records
-from spatial_circuits.book.verdict import verdict
+from spatial_circuits.book.verdict import claim_verdict, verdict
+from spatial_circuits.claims.judges import sure
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.data.scenes import RELATIONS, REVERSE
 from spatial_circuits.model.sampler import STEPS
@@ -65,7 +66,8 @@ def listed(heads: list) -> str:
             or "no head")
 
 def spelled(row: pd.Series) -> str:
-    """A mean with its interval."""
+    """A mean with its interval, Wilson's where all prompts or none of `few` succeed."""
+    row = sure({"n_prompts": len(few), **row})
     return f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 def change(row: pd.Series) -> str:
@@ -193,9 +195,9 @@ hundredths.
 
 # %%
 single_heads = {
-    "C9, for the object head: without it shape falls, its interval below 0":
+    "The object head is needed: without it shape falls, its interval below 0":
     eye.loc["shape", "change_high"] < 0,
-    "C9, for a single relation head: without it a third of loose is lost":
+    "A single relation head is needed: without it a third of loose is lost":
     lost >= 1 / 3}
 verdict(single_heads)
 
@@ -229,7 +231,7 @@ for k in range(4 if full else 1):
 many = everything[:88] if full else prompts
 together = records(ablate, quick, many, sets, seed=seed, mean=mean, steps=steps,
                    live=2)
-joint = effects(together)
+joint = effects(together, edges=True)
 rows = {m: joint.xs(m, level="metric") for m in ("shape", "unique_binding", "loose")}
 Captioned(intervals(rows, "share of pictures", (-0.02, 1.02)),
           "Scores without sets of heads (mean ablation); 95 % intervals over prompts.")
@@ -272,7 +274,7 @@ verdict(together_lost |
 # and whose side is a coin's throw would have half as much side as axis.
 
 # %%
-split = effects(together, ("axis", "side"))
+split = effects(together, ("axis", "side"), edges=True)
 parts_left = {part: split.xs(part, level="metric") for part in ("axis", "side")}
 Captioned(intervals(parts_left, "share of pictures", (-0.02, 1.02)),
           "The axis and the side of the relation without sets of heads; 95 % "
@@ -635,7 +637,8 @@ for way in ("all paths", "straight"):
         frame = records(patch_paths, quick, few, "relation", {way: relation}, [reader],
                         straight=way == "straight", seed=seed, scored=target,
                         steps=steps)
-        paths[way, against] = summarise(frame[frame["condition"] == way]).loc["loose"]
+        found_here = summarise(frame[frame["condition"] == way], edges=True)
+        paths[way, against] = found_here.loc["loose"]
 reached = pd.DataFrame(paths).T.astype(float)
 
 # %%
@@ -667,10 +670,10 @@ verdict({"In more than half of the pictures shapes get their relation through th
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
 # with another of these they are computed anew. A part of some of them was run again just now, from the same
-# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+# noise.
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established
@@ -690,6 +693,9 @@ Markdown(f"""
 
 # %%
 verdict(single_heads | together_lost)
+
+# %%
+claim_verdict(model, "C9")
 
 # %% [markdown]
 # Not established: that these heads suffice, which chapter 11 tests; what self-attention and MLPs add on the way; and effects

@@ -42,6 +42,7 @@ from spatial_circuits.book.head_figures import diagram, head_grid
 from spatial_circuits.book.records import Records
 from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.judges import sure
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import SHAPES
 from spatial_circuits.model.sampler import STEPS
@@ -118,7 +119,11 @@ mean = records(mean_outputs, quick, everything if full else everything[:22],
 tested = records(tests, quick, testing, circuit.heads, mean, random=5 if full else 1,
                  seed=seed, steps=steps, live=2)
 METRICS = ("loose", "unique_binding", "shape")
-outcome = {m: shares(tested, m) for m in METRICS}
+def with_edges(table: pd.DataFrame) -> pd.DataFrame:
+    """Wilson's interval where no prompt succeeds, or all do."""
+    return pd.DataFrame([sure(dict(row)) for _, row in table.iterrows()], table.index)
+
+outcome = {m: with_edges(shares(tested, m)) for m in METRICS}
 Captioned(intervals(outcome, "share of the intact model's score"),
           "The circuit alone, the rest without it, the circuit without each member, no "
           "head at all, and random sets of equal size alone; 95 % intervals over "
@@ -171,7 +176,7 @@ nested = {f"{len(left)} heads: {', '.join(head_name(*h) for h in left)}":
           other_heads(quick, left) for left in chain["left"]}
 smaller_circuits = records(ablate, quick, testing, nested, seed=seed, mean=mean,
                            steps=steps, live=1)
-sizes = {m: shares(smaller_circuits, m) for m in METRICS}
+sizes = {m: with_edges(shares(smaller_circuits, m)) for m in METRICS}
 Captioned(intervals(sizes, "share of the intact model's score"),
           "Smaller and smaller circuits alone; 95 % intervals over prompts.")
 
@@ -242,7 +247,8 @@ for receiver, (heads, target) in told.items():
     later = [h for h in heads if h[0] > max(layer for layer, _ in circuit.relation)]
     frame = records(patch_paths, quick, few, "relation", {"path": circuit.relation},
                     later or heads, scored=target, seed=seed, steps=steps)
-    heard[receiver] = summarise(frame[frame["condition"] == "path"]).loc["loose"]
+    followed = summarise(frame[frame["condition"] == "path"], edges=True)
+    heard[receiver] = followed.loc["loose"]
 heard = pd.DataFrame(heard).T.astype(float)
 heard[["mean", "low", "high"]].round(2)
 
@@ -546,10 +552,10 @@ Markdown("No model here has a table of curves.") if shown is None else Captioned
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
 # with another of these they are computed anew. A part of some of them was run again just now, from the same
-# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+# noise.
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established

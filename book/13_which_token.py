@@ -33,7 +33,7 @@ from spatial_circuits.book.figures import Captioned, intervals, maps
 from spatial_circuits.book.head_figures import head_grid
 from spatial_circuits.book.path_figures import token_matrix
 from spatial_circuits.book.records import Records
-from spatial_circuits.book.verdict import verdict
+from spatial_circuits.book.verdict import claim_verdict, verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.claims.population import PARTS_BY_DONOR, readings
 from spatial_circuits.claims.text_tables import PROMPT_ROLES, WINDOWS
@@ -57,14 +57,14 @@ prompts = everything[:44] if full else everything[:3]
 # keep the embeddings that they have; what the encoder has mixed into them stays. Count three things: the relation is
 # right (*loose*), both objects are there (*unique binding*), and the first given the second, which tells a lost relation
 # from a lost object. One picture for each of the prompts and conditions from the same noise; intervals are 95 %, by a
-# bootstrap over prompts.
+# bootstrap over prompts (Wilson's where all or none succeed).
 
 # %%
 groups = {role: (role, None) for role in PROMPT_ROLES}
 groups |= {"relation + shape2": ("relation+shape2", None),
            "relation + shape1": ("relation+shape1", None)}
 frame = records(mask_roles, fast, prompts, groups, seed=seed, live=1)
-hidden = effects(frame)
+hidden = effects(frame, edges=True)
 
 def given(condition: str) -> pd.Series:
     """Relation right given both objects: mean, low, high, bootstrap over pictures."""
@@ -146,7 +146,7 @@ def grafted(role: str) -> pd.DataFrame:
     return records(interchange_token, fast, prompts, donors, role, seed=seed, live=2)
 
 transplants = {role: grafted(role) for role in ("shape1", "relation", "shape2", "end")}
-scores = {role: summarise(f[f["condition"] == "grafted"]).loc["loose"]
+scores = {role: summarise(f[f["condition"] == "grafted"], edges=True).loc["loose"]
           for role, f in transplants.items()}
 table = pd.DataFrame(scores).T[["mean", "low", "high"]]
 follow = table["mean"].to_dict()
@@ -337,11 +337,12 @@ for layer, _ in named:
                 if (r["layer"], r["head"]) not in [*named, *control]][:1]
 mean = records(mean_outputs, fast, everything[:88] if full else everything[:2])
 sets = {"screened": named, "control": control, **{head_name(*h): [h] for h in named}}
-ablated = effects(records(ablate, fast, prompts, sets, seed=seed, mean=mean))
+ablated = effects(records(ablate, fast, prompts, sets, seed=seed, mean=mean),
+                  edges=True)
 where = {"screened heads": named, "all other heads": other_heads(fast, named),
          "all heads": None}
 hiding = {group: (best_role, heads) for group, heads in where.items()}
-masked = effects(records(mask_roles, fast, prompts, hiding, seed=seed))
+masked = effects(records(mask_roles, fast, prompts, hiding, seed=seed), edges=True)
 compared = {"ablated": ablated, f"{best_role} hidden from": masked}
 compared = pd.concat({kind: t["mean"].unstack() for kind, t in compared.items()})
 compared[["shape", "unique_binding", "loose"]].round(2)
@@ -393,10 +394,10 @@ verdict({"The heads found from the weights are needed in the pictures: the scree
 #
 # The slow results of this page were computed once and are kept under a hash of model, code and arguments;
 # with another of these they are computed anew. A part of some of them was run again just now, from the same
-# noise: `loose then` is the record's score of these pictures, `loose now` today's.
+# noise.
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established
@@ -419,14 +420,17 @@ Markdown(f"""
 
 # %%
 certain = ramp["p"] < 0.05
-verdict({f"C10, {net.name} reads the relation from shape2 and not from its word":
+verdict({f"{net.name} reads the relation from shape2 and not from its word":
          follow["shape2"] >= 0.5 and apart and hides,
-         "C12, weights alone find the heads: |cosine| of at least .9 and p < .05":
+         "Weights alone find the heads: |cosine| of at least .9 and p < .05":
          certain and abs(ramp["cosine"]) >= 0.9,
          "Ablated, the heads found are needed more than a control of the same layers":
          needed_here,
          "The head that shape2's effects find marks the other side (p < .05)":
          certain and ramp["projection"] < 0})
+
+# %%
+claim_verdict(model, "C10", "C12")
 
 # %% [markdown]
 # Not established: why training chose this token. [Chapter 16](16_two_mechanisms.ipynb) compares the models.

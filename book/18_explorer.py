@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 18. Explorer
 #
-# Every figure so far was an average. **What do the heads do in a single picture, step by step, and what becomes of the
+# The chapters before count over many pictures. **What do the heads do in a single picture, step by step, and what becomes of the
 # picture when one of them is silent?**
 #
 # This chapter holds no new analysis. It lets you look. With $\hat x_0(x_t, t)$ the picture that the model expects at the end
 # while it is still at step $t$, and $A^h_{ij}$ the attention of image token $i$ to text token $j$ in head $h$, the figures show
-# $\hat x_0$ and $\sum_{j \in \text{word}} A^h_{ij}$ at every step.
+# $\hat x_0$ and $\sum_{j \in \text{word}} A^h_{ij}$ at every step. Steps count from 0, here and in every other chapter.
 
 # %% tags=["parameters"]
 model: str = "rte"
@@ -49,7 +49,8 @@ benches = {model: Workbench(nets[model], heads[model]["relation"],
 # in this page, without a kernel, a server or a network. Type a sentence or compose one; choose a head and switch it off, scale
 # it or put its mean in its place; hide words, write another relation in, take a word's embedding from another sentence. The
 # pictures from the same noise, intact and changed, stand side by side with the detector's verdicts. The noise of a seed is
-# that of Python: what you find here, the library finds too. The address keeps what you see: a finding can be sent as a link.
+# that of Python: what you find here, the library finds too, and so do the figures below, which start from the same noise. The
+# address keeps what you see: a finding can be sent as a link.
 #
 # - *Add one word.* Choose a second model beside the first, then add "the": which of the two still places the objects as told?
 # - *Take a head away.* The heads of the circuit (chapter 11) are underlined. Which other head can the model spare?
@@ -76,7 +77,7 @@ Explorer(model, prompts[0], seed)
 # All of this was recorded beforehand: each prompt intact, without each head of the circuit (its output replaced by its mean,
 # as in [chapter 9](09_ablation.ipynb)), and with the opposite relation written in where the object head reads it (as in
 # [chapter 10](10_injection.ipynb)). Choose a prompt, a change, a word, a step, a head. Within the heads, and within the
-# large map of the changed run, arrow keys move.
+# map of the changed run, arrow keys move.
 
 # %%
 roles = {head_name(*h): role for role, found in heads[model].items() for h in found}
@@ -87,20 +88,14 @@ data = explorer(benches[model], recordings, roles)
 Figure(data,
        f"Explorer: {len(prompts)} prompts under {len(data['conditions'])} conditions, "
        f"{data['shape'][2]} steps, all {data['shape'][3] * data['shape'][4]} heads. "
-       "Heads of the circuit are underlined in the colour of their role. Start with "
-       "step 1, the relation head and its word: the map is there before the picture "
-       "is.",
+       f"Noise: that of seed {seed}, as in the figure above. Heads of the circuit are "
+       "underlined in the colour of their role. Start with step 0, the relation head "
+       "and its word: the map is there before the picture is.",
        "Interactive figure: picture, attention of a head to a word, and the same under "
        "a change, for every step")
 
 # %% [markdown]
 # ## What to try
-#
-# - *The map before the picture.* At step 1 the relation word is looked at from the side that it names. The last map shows
-#   that the place alone would do: it is computed from the weights, without noise, picture or sampling.
-# - *Place becomes shape.* Choose the object head and the word of shape 1, then shape 2. Then take a relation head away.
-# - *Two objects of one kind.* Take the object head away: the right places, the wrong shapes.
-# - *A relation written by hand.* The last change: the words say one thing, the picture shows the opposite.
 
 # %%
 names = data["conditions"]
@@ -112,11 +107,39 @@ ended = pd.DataFrame({c: [as_told(p["outcomes"][i]) for p in data["prompts"]]
                       for i, c in enumerate(names)})
 table = pd.DataFrame({"pictures": len(ended), "as told": ended.sum()})
 table = table.rename_axis("change")
+
+def without(role: str) -> pd.Series:
+    """Pictures as told without each head of a role."""
+    heads_of_role = [f"without {h}" for h in chosen if roles[h] == role]
+    return table["as told"].reindex(heads_of_role)
+
+def counted(role: str) -> str:
+    """The same in words."""
+    return ", ".join(f"{n} {name}" for name, n in without(role).items()) or "none tried"
+
+told = table["as told"]
+Markdown(f"""
+- *The map before the picture.* At step 0 the relation word is looked at from one side.
+  The last map shows that the place alone would do: it is computed from the weights,
+  without noise, picture or sampling.
+- *Place becomes shape.* Choose an object head
+  ({', '.join(h for h, role in roles.items() if role == 'object')}) and the word of
+  shape 1, then shape 2. Then take a relation head away
+  ({', '.join(h for h, role in roles.items() if role == 'relation')}).
+- *One head of several.* Take an object head away: of {len(ended)} pictures,
+  {told['intact']} are as told when nothing is changed, {counted('object')}. A relation
+  head: {counted('relation')}. Look for the pictures that fail, and for what is wrong in
+  them.
+- *A relation written by hand.* The last change: the words say one thing, and
+  {told.iloc[-1]} of {len(ended)} pictures show the opposite.
+""")
+
+# %%
 table
 
 # %% [markdown]
-# Few pictures, each of one seed: shares and intervals are in chapters 9 to 11. For the last change, *as told* means by the
-# relation that was written in.
+# Few pictures, all from the noise of one seed: shares and intervals are in chapters 9 to 11. For the last change, *as told* means
+# by the relation that was written in.
 #
 # ## From words to picture
 #
@@ -128,8 +151,8 @@ table
 shown = list(dict.fromkeys([model, "rte", "t5-untrained"] if full else [model]))
 ways = [way(name, prompts[:8], seed) for name in shown]
 Figure(circuit_figure(ways),
-       "The circuit in five stages, for single prompts, with the model's own maps. "
-       "Left and right arrow keys go from stage to stage.",
+       "The circuit in five stages, for single prompts, with the model's own maps and "
+       f"the noise of seed {seed}. Left and right arrow keys go from stage to stage.",
        "Interactive figure: words, relation heads, their tag, object heads, picture, "
        "for two mechanisms")
 
@@ -140,14 +163,13 @@ Figure(circuit_figure(ways),
 # of unlike things.
 
 # %%
-without = {h: f"without {h}" for h in chosen}
 kept = table["as told"] / table["pictures"]
-lost = [h for h, c in without.items() if kept[c] <= kept["intact"] / 2]
+lost = [h for h in chosen if kept[f"without {h}"] <= kept["intact"] / 2]
 Markdown(f"""
 Of {len(ended)} pictures, {table.loc['intact', 'as told']} are as told when nothing is
 changed, and {table.loc[names[-1], 'as told']} show the opposite relation when it is
 written in. Heads without which, alone, at least half of them fail: {len(lost)} of
-{len(without)} ({', '.join(lost) or 'none'}). The stages:
+{len(chosen)} ({', '.join(lost) or 'none'}). The stages:
 {', '.join(f'`{n}` starts from {READ_FROM[token_read(n)]}' for n in shown)}.
 """)
 

@@ -242,7 +242,7 @@ verdict({"Side by side, latents of four prompts are equal bit by bit": equal,
          alike})
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What the real one takes

@@ -122,7 +122,7 @@ LiveModel()
 played = prompt_set("264")[:2]
 Figure(circuit_figure([way(model, played, 1)]),
        f"The circuit of {model} in five stages. The buttons and the arrow keys go from "
-       "stage to stage. All prompts, and a second mechanism, are in chapter 18.",
+       "stage to stage. More prompts, and a second mechanism, are in chapter 18.",
        "Interactive figure: words, relation heads, their tag, object heads, picture")
 
 # %% [markdown]
@@ -189,7 +189,7 @@ Markdown(standing(list(rows.values())))
 # 14. [What the token holds](14_factors.ipynb): variance partition, and arithmetic on one token.
 # 15. [Robustness and repair](15_robustness.ipynb): other wordings, why they fail, and how to undo it.
 # 16. [Two mechanisms side by side](16_two_mechanisms.ipynb): the whole study in one table.
-# 17. [How often, and what decides](17_population.ipynb): thirty-four models, and a dial between two encoders.
+# 17. [How often, and what decides](17_population.ipynb): many runs of each encoder, and a dial between two of them.
 # 18. [Explorer](18_explorer.ipynb): single pictures, to look at and to touch.
 #
 # Each chapter opens with a question and closes with what was established and what was not.
@@ -201,9 +201,12 @@ Markdown(standing(list(rows.values())))
 # ## Run it
 #
 # ```bash
-# make book    # runs every notebook and builds these pages: _build/html/index.html
-# make test    # runs the tests
+# # run every notebook and build these pages
+# make book
+#
+# # run the tests
+# make test
 # ```
 #
-# Both create a virtual environment at their first run and reuse it later. [Read, run, extend](how_to.md) has the rest: one notebook,
-# another seed, a whole book about a model of your own.
+# The pages are then in `_build/html/index.html`. Both create a virtual environment at their first run and reuse it later.
+# [Read, run, extend](how_to.md) has the rest: one notebook, another seed, a whole book about a model of your own.

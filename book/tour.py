@@ -73,7 +73,7 @@ score(images, prompts)[["unique_binding", "loose", "dx", "dy"]].round(1)
 #
 # From the weights alone: which head's logits for a direction word form a ramp over the picture? (*Projection*: how strong a
 # ramp, in logits; [chapter 7](07_relation_head.ipynb).) The first on the list is then watched at work: a reader keeps its
-# attention at every step.
+# attention at every step. Steps count from 0.
 
 # %%
 screen = screen_words(net.transformer, net.encoder, prompt_set("264"))
@@ -123,16 +123,17 @@ Captioned(grid([*first, *silent], titles, len(shown)),
 # %% tags=["remove-input"]
 left = without.mean()["loose"]
 Markdown(f"""
-Without {head_name(*heads[0])} the relation is right in {left.iloc[1]:.0%} of the
-pictures, without {listed(heads)} in {left.iloc[2]:.0%}; intact in {left.iloc[0]:.0%}.
+Without {head_name(*heads[0])} the relation is right in {left.iloc[1]:.2f} of the
+pictures, without {listed(heads)} in {left.iloc[2]:.2f}; intact in {left.iloc[0]:.2f}.
 One head may cover for another: [chapter 9](09_ablation.ipynb).
 """)
 
 # %% [markdown]
 # ## 6. Exchange a word
 #
-# Take one token's embedding from the opposite prompt and leave all else: which word turns the objects round? "Grafted" is
-# the share of pictures that show the *opposite* relation.
+# Take one token's embedding from the opposite prompt and leave all else: which word turns the objects round? The table gives
+# the share of pictures that show the *opposite* relation: in the row `own` every token is the prompt's own, in the row `grafted`
+# that of the column is the opposite prompt's.
 
 # %%
 opposite = [counterpart(p, "relation") for p in some]
@@ -144,7 +145,7 @@ turned.round(2)
 # %% tags=["remove-input"]
 by_word, by_shape = turned.loc["grafted", ["relation", "shape2"]]
 verdict({f"{net.name} reads the relation rather from its own word than from the second "
-         "shape's, by .2 of the pictures or more": by_word >= by_shape + 0.2,
+         "shape's, by 0.2 of the pictures or more": by_word >= by_shape + 0.2,
          "Rather from the second shape's word than from its own":
          by_shape >= by_word + 0.2})
 
@@ -162,18 +163,21 @@ verdict({f"{net.name} reads the relation rather from its own word than from the 
 balanced = prompt_set("264")[:22]  # every phrase once
 vectors = relation_vectors(net, balanced, heads).mean(1)  # over steps: [8, place, D]
 wanted = [RELATIONS.index(r) for r in ("above", "below", "left", "right")]
-change = vectors[wanted] - vectors[relations_said([told])]
+own = relations_said([told])[0]
+change = vectors[wanted] - vectors[own]  # zero for the relation that is said
 reads = min(layer for layer, _ in heads_by_role(model, net)["object"])
 with hooked(net.transformer, AddResidual(change, layer=reads)):
     injected = net.images([told] * 4, [seed] * 4)
-Captioned(grid(injected, [f"written in: {RELATIONS[r]}" for r in wanted], 4),
+titles = ["intact" if r == own else f"written in: {RELATIONS[r]}" for r in wanted]
+Captioned(grid(injected, titles, 4),
           f"\"{told}\" with one seed; the difference of two relations is added once.")
 
 # %% tags=["hide-input"]
 right = score(injected, [restated(told, r) for r in wanted])["loose"]
-shown = [RELATIONS[r] for r, ok in zip(wanted, right) if ok]
+shown = [RELATIONS[r] for r, ok in zip(wanted, right) if ok and r != own]
 Markdown(f"""
-Obeyed here: {', '.join(shown) or 'none'}. What else is written in may end in a mixture
+Obeyed here, of the {len(wanted) - 1} that the prompt does not say:
+{', '.join(shown) or 'none'}. What else is written in may end in a mixture
 of two pictures; how often, for all pairs of relations, is in [chapter
 10](10_injection.ipynb).
 """)

@@ -28,6 +28,7 @@ from spatial_circuits.book.figures import Captioned, lines
 from spatial_circuits.book.head_figures import heat_tables
 from spatial_circuits.book.records import Records
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.judges import mean_and_range, sure
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.model.store import load, names
 
@@ -102,7 +103,7 @@ def members(name: str) -> dict[str, str]:
     table = study[name]["circuit"]
     loose = {r["condition"]: r for r in table["tests"]["loose"]}
     heads = {role: ", ".join(found) for role, found in table["circuit"].items()}
-    return heads | {c: "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**loose[c])
+    return heads | {c: mean_and_range(sure(loose[c]))
                     for c in ("circuit alone", "without the circuit")}
 
 pd.DataFrame({name: members(name) for name in runs}).T
@@ -197,7 +198,7 @@ beside = pd.DataFrame({"recorded": losses(table)[tried],
 beside.round(2)
 
 # %%
-records.checked().round(3)
+records.report()
 
 # %% [markdown]
 # ## What was established

@@ -8,6 +8,7 @@ import pytest
 
 from spatial_circuits.book import claims_grid, first_page
 from spatial_circuits.book.claims_grid import ELSEWHERE, SIGNS, UNTESTED, ClaimsGrid, grid_rows
+from spatial_circuits.book.verdict import claim_verdict
 from spatial_circuits.claims import claims
 from spatial_circuits.model.store import names
 
@@ -44,6 +45,16 @@ def test_each_cell_says_what_its_run_says(tmp_path):
     assert rows["C1"].status == "partly" and (rows["C1"].together.held, rows["C1"].together.runs) == (1, 2)
     assert rows["C4"].cells[2].status == "holds" and rows["C16"].status == UNTESTED
     assert "0.970 [0.950, 0.990]" in rows["C1"].cells[0].ours
+
+
+def test_a_chapter_says_of_a_claim_what_the_grid_says(tmp_path):
+    obeyed = run(tmp_path, "a", circuit=written(0.7, 0.1))
+    said = claim_verdict(str(obeyed), "C8", "C9", "C10").data.split("\n>\n")
+    row = next(row for row in grid_rows([obeyed]) if row.claim.id == "C8")
+    assert said[0].startswith("> **Holds** by the ") and row.cells[0].status == "holds"
+    assert row.cells[0].ours in said[0] and claims_grid.rule("C8") in said[0]
+    assert said[1].startswith("> **Not yet tested**") and said[2].startswith("> **Not about this model**")
+    assert claim_verdict(str(tmp_path), "C8").data == "> **Not measured**: C8."
 
 
 def test_the_grid_of_what_ships_keeps_every_part_of_the_table():

@@ -70,6 +70,12 @@ def test_the_data_are_the_recordings(data, shown, recordings):
     assert data["prompts"][0]["outcomes"][3].endswith(": red square is below blue circle")
 
 
+def test_all_start_from_the_noise_of_the_seed_that_is_named(bench, recordings):
+    for prompt, recording in zip(PROMPTS, recordings):
+        alone = bench.model.latents([prompt], [4], steps=3)[0]
+        assert torch.allclose(recording.latents[0, 0], alone, atol=1e-4)
+
+
 def test_a_strip_holds_the_pictures_side_by_side():
     colours = torch.tensor([(255, 0, 0), (0, 0, 255)], dtype=torch.uint8)
     pictures = colours[:, :, None, None].expand(-1, -1, 16, 16)
@@ -118,7 +124,7 @@ def sentence(values: np.ndarray, head: str, step: int) -> tuple[str, str]:
     row, column = divmod(int(values.argmax()), 8)
     member = f" ({MEMBERS[head]} head)" if head in MEMBERS else ""
     most = f"most {values.max()} % at row {row + 1}, column {column + 1}"
-    return f"{head}{member}, step {step + 1}", f"mean {values.mean():.1f} %, {most}"
+    return f"{head}{member}, step {step}", f"mean {values.mean():.1f} %, {most}"
 
 
 def test_clicks_show_the_map_that_python_computed(tab, shown, recordings):
@@ -178,7 +184,7 @@ def test_playing_ends_at_the_last_step(tab):
     figure.get_by_role("button", name="Play").click()
     tab.wait_for_function("document.querySelector('.sc input[type=range]').value === '2'")
     figure.get_by_role("button", name="Play").wait_for()
-    assert "step 3" in said(figure)
+    assert "step 2" in said(figure)
 
 
 def test_the_circuit_is_walked_by_keys_and_shows_each_mechanism(tab, bench):
@@ -202,7 +208,7 @@ def test_the_circuit_is_walked_by_keys_and_shows_each_mechanism(tab, bench):
     assert expected[0]["label"] == "L0H0 by place alone"
     stages.nth(4).click()
     figure.locator("figcaption").nth(2).wait_for()
-    assert figure.locator("figcaption").all_text_contents() == ["step 1", "step 2", "step 3"]
+    assert figure.locator("figcaption").all_text_contents() == ["step 0", "step 1", "step 2"]
 
 
 @pytest.mark.parametrize("calm", [False, True])
@@ -241,7 +247,7 @@ def test_the_tag_is_the_change_of_the_object_heads_choice(bench):
                     "one", 4)
     patterns = Patterns([(0, 0)])
     with hooked(bench.model.transformer, patterns):
-        bench.model.latents(PROMPTS[:1], [4_000_000], steps=3)
+        bench.model.latents(PROMPTS[:1], [4], steps=3)
     text = bench.model.encoder.encode(PROMPTS[:1])
     word, w = text.roles[0].index("relation"), cross_weights(bench.model.transformer)
     vector = project_captions(bench.model.transformer, text.embeddings)[0, word]

@@ -388,7 +388,7 @@ FIT = """async (changes) => {
     ("relation=above constructor", "relation", None, "then stream, relation, shape2"),
     ("relation=above stream 9", "relation", None, "a number from -4 to 4"), ("graft=1 x y", "graft", None, "that word's sentence"),
     ("head=L1", "head", None, "as in L0H0"), ("word=0.5", "word", None, "the number of a word"),
-    ("step=15", "step", None, "a whole number from 1 to 14"), ("guidence=3", "guidance", 4.5, "unknown; a link has model, beside")])
+    ("step=14", "step", None, "a whole number from 0 to 13"), ("guidence=3", "guidance", 4.5, "unknown; a link has model, beside")])
 def test_a_wrong_value_in_a_link_is_named_and_the_rest_holds(code, said, key, kept, allowed):
     found = code.evaluate(ADDRESS, [f"#live&text=blue+circle&{said}&hide=1+2" if key != "hidden" else f"#live&{said}&text=blue+circle", USUAL])
     assert found["state"][key] == kept and found["state"]["text"] == "blue circle"
@@ -399,7 +399,7 @@ def test_a_wrong_value_in_a_link_is_named_and_the_rest_holds(code, said, key, ke
 
 def test_a_right_link_is_read_and_written_again(code):
     hash = ("#live&model=other&text=red+square&seed=4294967295&steps=3&guidance=-1.5&beside=rte&heads=L0H0%3Azero+L1H1%3A-0.5&hide=0"
-            "&relation=below+shape2+2&graft=1+2+blue+circle&head=L0H1&word=1&step=3")
+            "&relation=below+shape2+2&graft=1+2+blue+circle&head=L0H1&word=1&step=2")
     found = code.evaluate(ADDRESS, [hash, USUAL])
     assert found["wrong"] == [] and code.evaluate("s => spatialCircuits.toAddress(s)", found["state"]) == hash
     assert code.evaluate(ADDRESS, ["", USUAL])["wrong"] == []

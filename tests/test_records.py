@@ -13,7 +13,13 @@ from spatial_circuits.analyses.evaluation import evaluate
 from spatial_circuits.analyses.synopsis import synopsis
 from spatial_circuits.book import sources
 from spatial_circuits.book.frozen import freeze, load_frozen, save_frozen, thaw
-from spatial_circuits.book.records import WRITE, Records, compare_frames, compare_tensors
+from spatial_circuits.book.records import (
+    WRITE,
+    Records,
+    compare_frames,
+    compare_tensors,
+    machine,
+)
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.model.pipeline import Model
 from spatial_circuits.model.store import load
@@ -135,6 +141,9 @@ def test_a_part_is_run_again_and_set_beside_the_record(tiny, records):
     again = book(Model.latents, tiny, PROMPTS, [1, 2, 3], steps=2, live=1)
     row, of_latents = (r for _, r in book.checked().iterrows())
     assert (row["pictures again"], row["same verdict"]) == (4, 1.0)
+    said = book.report().data
+    assert "| `ablate` | 1 | 1 | " in said and said.count("\n| `") == 2 and "NaN" not in said
+    assert f"Recorded on {machine()}. Columns: *calls*, how often" in said
     assert of_latents["pictures again"] == 1 and of_latents["difference"] < 2e-3
     assert torch.equal(again, latents)
 

@@ -30,7 +30,7 @@ def reset(explorer: Explorer, model: str) -> Explorer:
     """The explorer, its controls as they were at first."""
     start = {"model": model, "prompt": PROMPT, "seed": 7, "off": (), "hidden": (),
              "relation": "as it is", "site": "stream", "scale": 1.0, "layer": 0, "head": 0,
-             "role": "relation", "step": 14}
+             "role": "relation", "step": 13}
     for control, value in start.items():
         getattr(explorer, control).value = value
     assert explorer.message.value == ""
@@ -75,7 +75,7 @@ def ready(explorer) -> bool:
 
 
 def test_the_map_shown_is_the_attention_recorded(explorer):
-    for control, value in {"layer": 1, "head": 3, "step": 5, "role": "shape2"}.items():
+    for control, value in {"layer": 1, "head": 3, "step": 4, "role": "shape2"}.items():
         getattr(explorer, control).value = value
     seen = explorer.recording.attention[0, 0, 4, 1, 3, SAID.index("shape2")].float()
     middle = slice(PICTURE_SIZE // 16, None, PICTURE_SIZE // 8)
@@ -88,7 +88,7 @@ def test_the_map_shown_is_the_attention_recorded(explorer):
 def test_looking_elsewhere_draws_nothing_anew(untrained, monkeypatch):
     monkeypatch.setattr(recordings, "run", lambda *a, **k: pytest.fail("sampled"))
     before = pixels(untrained, "intact")
-    untrained.step.value = 1
+    untrained.step.value = 0
     assert not np.array_equal(pixels(untrained, "intact"), before)
     assert ready(untrained) and untrained.message.value == ""
 

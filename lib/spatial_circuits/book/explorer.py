@@ -79,13 +79,13 @@ def outcome(row: pd.Series) -> str:
 def compare_circuits(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads],
                      seed: int = 1) -> list[Recording]:
     """A recording a prompt: intact, without each of the named sets of heads, and with the opposite
-    relation written in."""
+    relation written in; all from the noise of `seed`, as in the live model."""
     off = {name: Change(off=h) for name, h in heads.items()}
     out = []
-    for i, prompt in enumerate(prompts):
+    for prompt in prompts:
         opposite = Change(relation=int(REVERSE[parse(prompt).relation]))
         changes = off | {"opposite relation written in": opposite}
-        out.append(record(bench, [prompt], changes, [seed * 1_000_000 + i]))
+        out.append(record(bench, [prompt], changes, [seed]))
     return out
 
 
@@ -158,15 +158,15 @@ def _tags(bench: Workbench, recording: Recording, heads: dict[str, Heads],
 @torch.no_grad()
 def mechanism(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads], reads: str,
               title: str, seed: int = 1) -> dict:
-    """One model's way from the words to the picture, for each prompt, in CIRCUIT_STAGES.
+    """One model's way from the words to the picture, for each prompt, in CIRCUIT_STAGES, from the
+    noise of `seed`.
 
     heads: (layer, head) by role, "relation" and "object" among them. reads: the role of the token
     from which the relation is read. Raises ValueError for another role than READ_FROM has.
     """
     if reads not in READ_FROM:
         raise ValueError(f"role {reads!r} is unknown; choose from {', '.join(READ_FROM)}")
-    seeds = [seed * 1_000_000 + i for i in range(len(prompts))]
-    recording = record(bench, prompts, {}, seeds)
+    recording = record(bench, prompts, {}, [seed] * len(prompts))
     ramps, tags = role_ramps(bench.model, prompts), _tags(bench, recording, heads, reads)
     member = {role: ", ".join(head_name(*h) for h in hs) or "none" for role, hs in heads.items()}
     k, said, last = SAID.index(reads), READ_FROM[reads], recording.guesses.shape[2] - 1
@@ -176,9 +176,9 @@ def mechanism(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads],
         seen = recording.attention[i, 0].float()                                # [S, L, H, R, 8, 8]
         looks = [_map(f"{head_name(*h)} by place alone", ramps[i][h][k], signed=True)
                  for h in heads["relation"]]
-        looks += [_map(f"{head_name(*h)} at step 1, attention to {said}", seen[0][h][k],
+        looks += [_map(f"{head_name(*h)} at step 0, attention to {said}", seen[0][h][k],
                        percent=True) for h in heads["relation"]]
-        reading = [_map(f"{head_name(*h)} at step {s + 1}, attention to {role}",
+        reading = [_map(f"{head_name(*h)} at step {s}, attention to {role}",
                         seen[s][h][SAID.index(role)], percent=True)
                    for h in heads["object"] for s in (0, last) for role in ("shape1", "shape2")]
         stages = [
@@ -196,7 +196,7 @@ def mechanism(bench: Workbench, prompts: Sequence[str], heads: dict[str, Heads],
             {"roles": ["shape1", "shape2"], "maps": reading, "text": "Object heads: "
              f"{member['object']}. Marked places look at the word of their shape: at the first "
              "step, where little but the tag is there, and at the last."},
-            {"roles": list(SAID), "maps": [{"label": f"step {s + 1}"} for s in steps],
+            {"roles": list(SAID), "maps": [{"label": f"step {s}"} for s in steps],
              "strip": strip(decoded(bench.model, recording.guesses[i, 0, steps])),
              "text": "The picture that the model expects, at some of its steps."}]
         runs.append({"text": prompt, "tokens": recording.tokens[i], "roles": recording.roles[i],

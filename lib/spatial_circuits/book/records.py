@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Markdown
 from torch import Tensor
 
 from ..caches import cache_folder
@@ -31,6 +32,18 @@ from .execute import WRITE
 from .frozen import load_frozen, save_frozen
 from .sources import code_hash, qualified_name
 
+_CHECKED: dict[str, tuple[Any, str, str]] = {  # how a column of `checked` is made, shown and told
+    "calls": ("sum", "{:.0f}", "how often this page calls the function"),
+    "read": ("sum", "{:.0f}", "how many of these calls were read from the record"),
+    "seconds": ("sum", "{:,.1f}", "what they took when they were recorded"),
+    "pictures again": (lambda s: s.sum(min_count=1), "{:,.0f}",
+                       "how many pictures, or else prompts, were run again just now"),
+    "loose then": ("mean", "{:.3f}", "the share of these with the right relation in the record"),
+    "loose now": ("mean", "{:.3f}", "the same today"),
+    "same verdict": ("mean", "{:.3f}", "the share of all their scores that are equal"),
+    "difference": ("max", "{:.2g}", "where there are no scores, the change of the numbers, as a "
+                                    "root mean square over that of the record"),
+    "seconds now": (lambda s: s.sum(min_count=1), "{:,.1f}", "what that took")}
 _NUMBERS = (*METRICS, *PARTS, *DISTANCES)
 
 
@@ -147,15 +160,25 @@ class Records:
         return {**max(gaps, key=lambda gap: gap["difference"]), **spent}
 
     def checked(self) -> pd.DataFrame:
-        """A row for each slow function: how often it was called, where, and the seconds it took
-        when it was recorded; and, of the part that was run again, pictures, loose then and now, the
-        share of equal verdicts (or the relative difference of tensors), and seconds."""
+        """A row for each slow function, with those columns of _CHECKED that this page has; NaN for
+        what was not run again."""
         table = pd.DataFrame(self.rows).assign(calls=1)
-        sums = {"calls": "sum", "seconds": "sum", "on": "first", "read": "sum",
-                "pictures again": "sum", "loose then": "mean", "loose now": "mean",
-                "same verdict": "mean", "difference": "max", "seconds now": "sum"}
-        used = {name: how for name, how in sums.items() if name in table}
+        used = {name: how for name, (how, _, _) in _CHECKED.items() if name in table}
         return table.groupby("call", sort=False).agg(used)
+
+    def report(self) -> Markdown:
+        """`checked` as a table to read, below it the machines of the record and what the columns
+        say."""
+        table = self.checked()
+        shown = [[_CHECKED[c][1].format(x) if x == x else "–" for c, x in row.items()]
+                 for _, row in table.iterrows()]
+        rows = [["", *table], ["---", *["--:"] * len(table.columns)],
+                *([f"`{name}`", *cells] for name, cells in zip(table.index, shown))]
+        told = "; ".join(f"*{c}*, {_CHECKED[c][2]}" for c in table)
+        machines = " and ".join(dict.fromkeys(row["on"] for row in self.rows))
+        lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return Markdown(f"{lines}\n\nRecorded on {machines}. Columns: {told}. A dash stands "
+                        "where nothing was run again.")
 
 
 def _digest(said: Any) -> str:

@@ -31,7 +31,7 @@ def token_read(name: str) -> str:
 
 
 def way(name: str, prompts: Sequence[str], seed: int = 1) -> dict:
-    """`explorer.mechanism` of a model by name or folder, for prompts; one seed a prompt.
+    """`explorer.mechanism` of a model by name or folder, for prompts.
 
     Raises ValueError for an unknown model or a broken table.
     """

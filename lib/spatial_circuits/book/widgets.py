@@ -84,7 +84,7 @@ class Explorer(w.VBox):
         self.seed = w.IntText(value=seed, description="seed", continuous_update=False)
         self.layer, self.head = w.Dropdown(description="layer"), w.Dropdown(description="head")
         self.role = w.Dropdown(options=SAID, value="relation", description="word")
-        self.step = w.IntSlider(min=1, max=STEPS, value=STEPS, description="step")
+        self.step = w.IntSlider(min=0, max=STEPS - 1, value=STEPS - 1, description="step")
         self.off = w.SelectMultiple(description="heads off", rows=6)
         self.hidden = w.SelectMultiple(options=SAID, description="hide words", rows=6)
         self.relation = w.Dropdown(options=[KEEP, *RELATIONS], description="relation")
@@ -223,7 +223,7 @@ class Explorer(w.VBox):
         if self.drawn is None:
             return
         r, ramps, outcomes = self.drawn.recording, self.drawn.ramps, self.drawn.outcomes
-        step, last = self.step.value - 1, len(outcomes) - 1
+        step, last = self.step.value, len(outcomes) - 1
         layer, head = (min(c.value, n - 1) for c, n in zip((self.layer, self.head), ramps.shape))
         if self.role.value not in r.roles[0]:
             held = ", ".join(dict.fromkeys(x for x in r.roles[0] if x in SAID))
@@ -238,8 +238,8 @@ class Explorer(w.VBox):
         top, limit = float(seen.max()), float(ramp.abs().max())
         name = head_name(layer, head)
         looks = [f'{name} to "{escape(word)}", up to {float(x.max()):.0%}' for x in seen]
-        after = f"changed, step {step + 1}<br>{outcomes[last]}" if last else "changed: nothing yet"
-        shown = ((intact, f"intact, step {step + 1}<br>{outcomes[0]}"),
+        after = f"changed, step {step}<br>{outcomes[last]}" if last else "changed: nothing yet"
+        shown = ((intact, f"intact, step {step}<br>{outcomes[0]}"),
                  (coloured(seen[0], top), looks[0]), (changed, after),
                  (coloured(seen[1], top), looks[1]),
                  (coloured(ramp, limit, signed=True),

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from ..analyses.intervals import wilson
 from . import claims
-from .judges import Evidence, mean_and_range, rows_with
+from .judges import Evidence, mean_and_range, rows_with, sure
 from .population import folder_name
 
 Tables = dict[str, dict[str, Any]]  # `claims.read`: the tables of a run by name
@@ -81,7 +81,7 @@ def steering(tables: Tables) -> str:
 def read_elsewhere(tables: Tables) -> str:
     """The share of pictures that follow the opposite prompt's relation word, and second shape."""
     rows = rows_with(tables["arithmetic"]["graft"], condition="grafted", metric="loose")
-    share = {r["token"]: r for r in rows}
+    share = {r["token"]: sure(r) for r in rows}
     return f"word {mean_and_range(share['relation'])}, shape {mean_and_range(share['shape2'])}"
 
 

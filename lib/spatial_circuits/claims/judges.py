@@ -60,8 +60,9 @@ def _row(rows: Sequence[dict], **wanted) -> dict:
 
 
 def sure(row: dict) -> dict:
-    """A share's row, with Wilson's interval over prompts where all or none of them succeeded."""
-    if "n_prompts" not in row:
+    """A share's row, with Wilson's interval over prompts where a bootstrap has none, as all or none
+    of them succeeded."""
+    if "n_prompts" not in row or row["low"] < row["high"]:
         return row
     low, high = wilson_edges(row["mean"], row["low"], row["high"], row["n_prompts"])
     return {**row, "low": low, "high": high}
@@ -160,7 +161,8 @@ def timing(synopsis: dict, ablation: dict) -> Evidence:
 
 def moved(circuit: dict) -> Evidence:
     """C8: the injected relation is obeyed in at least half of the pictures, and more than a random
-    vector of equal norm. Judged for the opposite relation."""
+    vector of equal norm. Judged for the opposite relation, and by pictures, where the paper shows
+    an example of attention."""
     ours, control = (sure(_row(circuit["injection"], condition=c, metric="loose"))
                      for c in ("relation 1", "random 1"))
     above = ours["low"] > control["high"]

@@ -152,12 +152,12 @@
       const values = map(state.c), top = Math.max(...values), at = values.indexOf(top), mean = values.reduce((a, b) => a + b, 0) / cells;
       const prompt = data.prompts[state.p], word = prompt.tokens.filter((_, i) => prompt.roles[i] === data.roles[state.r]).join(" ");
       const place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`, member = data.members[name(state.h)];
-      said.textContent = `${name(state.h)}${member ? ` (${member} head)` : ""}, step ${state.s + 1}, to "${word}": mean ${mean.toFixed(1)} %, ` +
+      said.textContent = `${name(state.h)}${member ? ` (${member} head)` : ""}, step ${state.s}, to "${word}": mean ${mean.toFixed(1)} %, ` +
         `most ${percent(top)} at ${place(at)}` + (cell ? `; ${percent(values[state.cell])} at ${place(state.cell)}.` : ".");
     }
     async function draw() {
       const { p, c, s } = state, prompt = data.prompts[p];
-      stepSaid.textContent = `${s + 1} of ${S}`;
+      stepSaid.textContent = `${s} (0 to ${S - 1})`;
       slider.setAttribute("aria-valuetext", stepSaid.textContent);
       let top = 1;
       for (let h = 0; h < L * H; h++) top = Math.max(top, ...map(c, h));
@@ -180,7 +180,7 @@
       if (p !== state.p || c !== state.c || s !== state.s) return;  // a later change overtook this one
       drawFrame(views[0].canvas, one, s);
       drawFrame(views[2].canvas, two, s);
-      views[0].say(`intact, as expected at step ${s + 1}. In the end: ${prompt.outcomes[0]}`);
+      views[0].say(`intact, as expected at step ${s}. In the end: ${prompt.outcomes[0]}`);
       views[2].say(`${data.conditions[c]}. In the end: ${prompt.outcomes[c]}`);
     }
     root.append(make("div", { class: "controls" }, promptLabel, changeLabel),

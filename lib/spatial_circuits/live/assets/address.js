@@ -16,7 +16,7 @@
     if (s.graft) told.graft = `${s.graft.to} ${s.graft.from} ${s.graft.text}`;
     if (s.head) told.head = s.head;
     if (s.word !== null) told.word = s.word;
-    if (s.step !== null) told.step = s.step + 1;
+    if (s.step !== null) told.step = s.step;
     return `#live&${new URLSearchParams(told)}`;
   };
 
@@ -81,7 +81,7 @@
     }, "the number of a word, the number of the word it is taken from, and that word's sentence");
     take("head", (text) => (/^L\d+H\d+$/.test(text) ? text : null), "a head, as in L0H0");
     take("word", (text) => whole(text, [0, Infinity]), "the number of a word, from 0");
-    take("step", (text) => whole(text, [1, state.steps]), `a whole number from 1 to ${state.steps}`, (value) => { state.step = value - 1; });
+    take("step", (text) => whole(text, [0, state.steps - 1]), `a whole number from 0 to ${state.steps - 1}`);
     return { state, wrong };
   };
 

@@ -72,7 +72,7 @@
     const [guidanceLabel, guidanceInput] = numeric("Guidance", "guidance", 0.5, () => state.guidance, (guidance) => set({ guidance }));
 
     const reads = make("p", { class: "title" }), sides = make("div", { class: "sides" });
-    const slider = make("input", { type: "range", min: 1, oninput: () => { state.step = slider.value - 1; show(); address(); } }), stepSaid = make("span", {});
+    const slider = make("input", { type: "range", min: 0, oninput: () => { state.step = +slider.value; show(); address(); } }), stepSaid = make("span", {});
     const chips = make("div", { class: "chips", role: "radiogroup", "aria-label": "word whose attention is shown" });
     const headsTitle = make("p", { class: "title" }), heads = make("div", { class: "heads", role: "radiogroup", "aria-label": "head" });
     const key = make("p", { class: "key" });
@@ -202,7 +202,7 @@
       const found = await live.sample(model, rows, side, async (step, guesses) => {
         sampling += performance.now() - last;
         const start = performance.now();
-        stepSaid.textContent = `${model.name}: step ${step + 1} of ${side.steps}`;
+        stepSaid.textContent = `${model.name}: ${step + 1} of ${side.steps} steps`;
         if (2 * decoding < sampling && step < side.steps - 1) {      // as many as there is time for
           for (const [i, guess] of guesses.entries()) {
             const drawn = await live.picture(model, guess);
@@ -267,7 +267,7 @@
       const [main] = shown, { model, run } = main;
       if (state.word === null || state.word >= run.tokens.length) state.word = roleToken(main);
       if (state.head === null || !live.hasHead(model, state.head)) state.head = headName(model, looking(main, state.word));
-      slider.max = state.steps;
+      slider.max = state.steps - 1;
       const nodes = run.tokens.map((token, t) => {
         const colour = data.roleColours[run.roles[t]], node = button(token, () => {});
         if (colour) { node.style.background = colour; node.style.color = ink(colour); }
@@ -341,8 +341,8 @@
     async function show() {
       if (!shown.length) return;
       const last = shown[0].steps - 1, step = stepShown(), mine = turn, place = (i) => `row ${Math.floor(i / 8) + 1}, column ${(i % 8) + 1}`;
-      slider.value = step + 1;
-      stepSaid.textContent = `${step + 1} of ${last + 1}`;
+      slider.value = step;
+      stepSaid.textContent = `${step} (0 to ${last})`;
       slider.setAttribute("aria-valuetext", stepSaid.textContent);
       const seen = shown.map((side) => side.run && live.attention(side.model, side.run, step, headOf(side), tokenOf(side)));
       const top = Math.max(0.01, ...seen.filter(Boolean).flatMap((values) => [...values]));
@@ -355,7 +355,7 @@
         const drawn = (run.pictures[step] ??= await live.picture(model, run.guesses[step]));
         if (mine !== turn) return;
         paint(picture.canvas, drawn);
-        picture.say(`${label(side)}${step === last ? "" : `, as expected at step ${step + 1}. In the end`}: ${run.outcome}`);
+        picture.say(`${label(side)}${step === last ? "" : `, as expected at step ${step}. In the end`}: ${run.outcome}`);
       }
       const side = shown[1]?.name === shown[0].name ? shown[1] : shown[0], maps = headButtons.map((_, h) => live.attention(side.model, side.run, step, h, tokenOf(side)));
       const brightest = Math.max(...maps.flatMap((m) => [...m]));
