@@ -39,9 +39,9 @@ from spatial_circuits.text.batch import TextBatch
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.text.roles import of_role
 
-RUN = r"(rte|minilm|t5-untrained|rte-fused[\d.]+)-\d"  # others are variants of the recipe
-record = {name: run for name, run in json.loads(Path("population.json").read_text()).items()
-          if re.fullmatch(RUN, name)}
+RUN = r"(rte|minilm|t5-untrained|rte-fused[\d.]+)-\d"  # others vary the recipe
+everything = json.loads(Path("population.json").read_text())
+record = {name: run for name, run in everything.items() if re.fullmatch(RUN, name)}
 
 # %% [markdown]
 # ## The method
@@ -207,9 +207,9 @@ Markdown("\n".join(said.format(*row) for row in ahead.itertuples()))
 #
 # The six runs on MiniLM begin alike and end apart. When do they part? Pictures cannot tell: while the side is learned there are
 # none yet to be scored. Predictions can. Scenes are noised to $t = 0.9$, and the noise-free latent $\hat x_0$ that a model expects is
-# compared under the caption $c$, under the donor $c'$, and under $c_S$, which takes the tokens $S$ from the donor:
+# compared under the caption $c$, under the donor $c'$, and under the mix of the two that takes the tokens $S$ from the donor:
 #
-# $$\text{share of } S = 1 - \frac{\sum \lVert \hat x_0(c_S) - \hat x_0(c') \rVert^2}{\sum \lVert \hat x_0(c) - \hat x_0(c') \rVert^2}.$$
+# $$\text{share of } S = 1 - \frac{\sum \lVert \hat x_0(\text{mix}) - \hat x_0(c') \rVert^2}{\sum \lVert \hat x_0(c) - \hat x_0(c') \rVert^2}.$$
 #
 # It is 1 where $S$ brings all that the donor would, and 0 where it brings nothing. First, does it agree with the pictures?
 
@@ -227,8 +227,8 @@ for part in ("side", "axis"):
         pair = pd.DataFrame({"x": predicted[part, tokens], "y": drawn[tokens]})
         beside[f"{part}, {label}"] = pair.set_axis([""] * len(pair))
 Captioned(scatter(beside, "share in predictions", "share of pictures"),
-          "What tokens carry, in predictions at t = 0.9 and in pictures: a point for each "
-          "of the runs of Figure 17.1 and of the dial below.")
+          "What tokens carry, in predictions at t = 0.9 and in pictures: a point for "
+          "each of the runs of Figure 17.1 and of the dial below.")
 
 # %%
 together = pd.concat(beside)
@@ -259,8 +259,8 @@ along = {f"run {run.split('-')[1]}": carried(run)[list(WORDS)].rename(columns=WO
          for run in parents}
 Captioned(lines(along, "thousand pictures seen", "share of the side",
                 ylim=(-0.75, 1.03), height=2.8),
-          "What each token carries of the side, along two training runs on MiniLM. Below "
-          "some hundred thousand pictures it is a share of next to nothing.")
+          "What each token carries of the side, along two training runs on MiniLM. "
+          "Below some hundred thousand pictures it is a share of next to nothing.")
 
 # %%
 ends = min(max(row["images"] for row in r["shares"]) for r in followed.values()) / 1000
@@ -281,10 +281,11 @@ shares_at_end.rename(told).rename_axis(f"after {ends:.0f} thousand pictures").ro
 # %%
 def apart(one: str, other: str) -> float:
     """Distance of two runs' shares in the end."""
-    return float(shares_at_end.loc[one].sub(shares_at_end.loc[other]).pow(2).sum() ** 0.5)
+    gap = shares_at_end.loc[one] - shares_at_end.loc[other]
+    return float(gap.pow(2).sum() ** 0.5)
 
 def learned_at(run: str) -> float:
-    """How far the side was learned where a fork left, in parts of what it was at the end."""
+    """How far the side was learned where a fork left, as a part of the end."""
     parent = followed[run]["parent"]
     curve = carried(parent["run"])["learned"]
     return curve[parent["images"] / 1000] / curve[ends]
@@ -313,13 +314,14 @@ the end.
 """)
 
 # %%
-verdict({"The lot is drawn before the side is learned: forks that leave with less than a "
-         "tenth of it end nearer to their parents than half the distance of the runs":
-         bool((late["side learned"] < 0.1).all()
-              and (late["off its parent"] < apart(*parents) / 2).all()),
-         "It lies in the first weights and in the order of the first scenes: the early forks "
-         "end there, too":
-         bool((early["off its parent"] < apart(*parents) / 2).all())})
+near = apart(*parents) / 2
+verdict({
+    "The lot is drawn before the side is learned: forks that leave with less than a "
+    "tenth of it end nearer to their parents than half the distance of the runs":
+    bool((late["side learned"] < 0.1).all() and (late["off its parent"] < near).all()),
+    "It lies in the first weights and in the order of the first scenes: the early "
+    "forks end there, too":
+    bool((early["off its parent"] < near).all())})
 
 # %% [markdown]
 # What a run reads the side from is settled while it learns the axis, and before anything of the side can be seen in pictures or in the
@@ -327,9 +329,9 @@ verdict({"The lot is drawn before the side is learned: forks that leave with les
 # "elsewhere", in the counts above, is no single place. There the side is spread over tokens, fillers and the end among them:
 
 # %%
-elsewhere = predicted[[("side", tokens) for tokens in WORDS]].set_axis(list(WORDS.values()), axis=1)
 chosen = found["side"][found["side"] == "elsewhere"].index
-elsewhere.loc[chosen].round(2)
+elsewhere = predicted.loc[chosen, [("side", tokens) for tokens in WORDS]]
+elsewhere.set_axis(list(WORDS.values()), axis=1).round(2)
 
 # %% [markdown]
 # ## A dial
