@@ -221,7 +221,7 @@ def test_what_was_measured_at_sigmas_shape_is_within_its_bounds(record):
               "caption_channels": 16, "sample_size": 128, "use_additional_conditions": True}
     assert record["parameters"] == costs.parameters(costs.sizes_of_config(config, 300))
     rows = {row["analysis"]: row for row in record["memory"]}
-    assert {"heatmap", "screen", "patch", "inject", "decoding"} <= set(rows)
+    assert {"heatmap", "screen", "synopsis", "ablate", "patch", "inject", "decoding"} == set(rows)
     for row in rows.values():
         assert row["peak"] - row["weights"] == row["beside the weights"] < 8e9
         assert 0 < row["estimate"] < row["beside the weights"] - row["libraries"]      # kernels take more than the tensors
