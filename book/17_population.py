@@ -219,13 +219,15 @@ def share_in(run: str) -> dict[tuple[str, str], float]:
     return {(row["part"], row["tokens"]): row["share"] for row in record[run]["shares"]}
 
 predicted = pd.DataFrame({run: share_in(run) for run in record}).T
+LABELS = {"relation": "relation word", "shape2": "second shape",
+          "relation+shape2": "both", "filler+end": "fillers and end"}
+CARRIERS = list(LABELS)[:3]
 beside = {}
 for part in ("side", "axis"):
     drawn = moved(exchange, part).loc[predicted.index]
-    for tokens, label in (("relation", "relation word"), ("shape2", "second shape"),
-                          ("relation+shape2", "both")):
+    for tokens in CARRIERS:
         pair = pd.DataFrame({"x": predicted[part, tokens], "y": drawn[tokens]})
-        beside[f"{part}, {label}"] = pair.set_axis([""] * len(pair))
+        beside[f"{part}, {LABELS[tokens]}"] = pair.set_axis([""] * len(pair))
 Captioned(scatter(beside, "share in predictions", "share of pictures"),
           "What tokens carry, in predictions at t = 0.9 and in pictures: a point for "
           "each of the runs of Figure 17.1 and of the dial below.")
@@ -253,8 +255,7 @@ def carried(run: str, part: str = "side") -> pd.DataFrame:
 
 parents = [run for run, r in followed.items()
            if r["text"]["name"] == "minilm" and not r["parent"]]
-WORDS = {"relation": "relation word", "shape2": "second shape",
-         "filler+end": "fillers and end"}
+WORDS = {tokens: LABELS[tokens] for tokens in ("relation", "shape2", "filler+end")}
 along = {f"run {run.split('-')[1]}": carried(run)[list(WORDS)].rename(columns=WORDS)
          for run in parents}
 Captioned(lines(along, "thousand pictures seen", "share of the side",
@@ -351,10 +352,9 @@ curves, lowest, highest = {}, {}, {}
 for part in ("side", "axis"):
     shares = moved(dial, part)
     dose = shares.index.map(dict(zip(dial["model"], dial["dose"])))
-    for tokens, label in (("relation", "relation word"), ("shape2", "second shape"),
-                          ("relation+shape2", "both")):
+    for tokens in CARRIERS:
         groups = shares[tokens].groupby(dose)
-        name = f"{part}, {label}"
+        name = f"{part}, {LABELS[tokens]}"
         curves[name] = groups.mean()
         lowest[name], highest[name] = groups.min(), groups.max()
 means, low, high = (pd.DataFrame(x) for x in (curves, lowest, highest))

@@ -82,7 +82,7 @@ def measure(folder: Path) -> dict:
     recipe, text = recipe_of(folder), text_of(folder)
     asked = questions(text["name"], json.dumps(text["options"]), recipe.noise)
     found = sorted(folder.glob("checkpoint-*.safetensors"))
-    net = build_transformer(recipe.size, encoder(text["name"], **text["options"]).dim, recipe.seed).eval()
+    net = build_transformer(recipe.size, asked.dim, recipe.seed).eval()
     shares = []
     for path in tqdm(found, desc=folder.name, unit="checkpoint"):
         step = load_average(path, net)

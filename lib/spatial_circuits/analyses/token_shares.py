@@ -19,13 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.captions import captions
-from ..data.render import render
-from ..data.scenes import sample_scenes
 from ..model.noise import Noise
-from ..model.transformer import predict
 from ..model.vae import VAE
-from ..text.batch import Encoder, TextBatch
+from ..text.batch import Encoder
 from ..text.roles import mask_of_role
+from ..training.text_gain import expected_latents, noised_scenes
 from .intervals import ratio_interval
 from .token_exchange import donors, hybrids
 
@@ -47,13 +45,11 @@ class TokenShares:
                              "at least 2")
         for name in sets:
             mask_of_role([], name)      # refuses an unknown one
-        named = torch.ones(count, 2, dtype=torch.bool)
-        scenes = sample_scenes(torch.arange(count), seed, named=named)
-        x0 = vae.encode(render(scenes))                                         # [N, 4, 16, 16]
-        eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+        scenes, x0, eps = noised_scenes(vae, count, seed)
         self.times = torch.full((count,), time)
         alpha, sigma = noise.levels(self.times)
         self.noised, self.noise, self.sets = alpha * x0 + sigma * eps, noise, sets
+        self.dim = encoder.dim
         told = captions(scenes)
         given, rows = donors(told), list(map(str, range(count)))
         self.texts = {part: {name: hybrids(encoder, told, given[kind], [name] * count).encode(rows)
@@ -66,7 +62,8 @@ class TokenShares:
         the mean square of what all tokens together change of x_0."""
         rows = []
         for part, texts in self.texts.items():
-            seen = {name: self._predicted(transformer, text) for name, text in texts.items()}
+            seen = {name: expected_latents(transformer, self.noise, self.noised, self.times, text)
+                    for name, text in texts.items()}
             whole = _square(seen["none"] - seen["all"])
             for name in self.sets:
                 left = _square(seen[name] - seen["all"])
@@ -74,15 +71,6 @@ class TokenShares:
                 share = 1 - left.sum() / whole.sum()
                 rows.append((part, name, share, 1 - least, 1 - most, whole.mean()))
         return pd.DataFrame(rows, columns=["part", "tokens", "share", "low", "high", "moved"])
-
-    def _predicted(self, transformer: nn.Module, text: TextBatch, batch: int = 64) -> Tensor:
-        """x_0 [N, 4, 16, 16] as the model sees it under each scene's text."""
-        p = next(transformer.parameters())
-        parts = (z.to(p.device).split(batch) for z in
-                 (self.noised.to(p.dtype), self.times, text.embeddings.to(p.dtype), text.mask))
-        outputs = [predict(transformer, x, t * 1000, words, mask).float().cpu()
-                   for x, t, words, mask in zip(*parts, strict=True)]
-        return self.noise.picture(torch.cat(outputs), self.noised, self.times)
 
 
 def _square(difference: Tensor) -> np.ndarray:

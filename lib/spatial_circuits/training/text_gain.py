@@ -14,7 +14,7 @@ from ..data.scenes import FIRST_PHRASE, REVERSE, Scenes, sample_scenes
 from ..model.noise import Noise
 from ..model.transformer import predict
 from ..model.vae import VAE
-from ..text.batch import Encoder
+from ..text.batch import Encoder, TextBatch
 
 TIMES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.2)
 
@@ -32,26 +32,40 @@ def wrong(scenes: Scenes) -> dict[str, Scenes]:
             "order": scenes.replace(phrase=FIRST_PHRASE[REVERSE[scenes.relation]])}
 
 
+def noised_scenes(vae: VAE, count: int, seed: int) -> tuple[Scenes, Tensor, Tensor]:
+    """Scenes with both colours told, their latents x_0 [N, 4, 16, 16], and noise for them."""
+    scenes = sample_scenes(torch.arange(count), seed, named=torch.ones(count, 2, dtype=torch.bool))
+    x0 = vae.encode(render(scenes))
+    return scenes, x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def expected_latents(model: nn.Module, noise: Noise, x_t: Tensor, t: Tensor, text: TextBatch,
+                     batch: int = 128) -> Tensor:
+    """x_0 [N, 4, 16, 16] that a model expects under texts; x_t [N, 4, 16, 16], t [N] flow times.
+    On the device of x_t, whatever the model's."""
+    own = next(model.parameters())
+    parts = (z.split(batch) for z in (x_t, t, text.embeddings, text.mask))
+    output = torch.cat([predict(model, x.to(own), u.to(own.device) * 1000, e.to(own),
+                                m.to(own.device)) for x, u, e, m in zip(*parts, strict=True)])
+    return noise.picture(output.float().to(x_t.device), x_t, t)
+
+
 @torch.no_grad()
 def text_gain(model: nn.Module, noise: Noise, encoder: Encoder, vae: VAE, times: tuple = TIMES,
               count: int = 256, seed: int = 90_001) -> pd.DataFrame:
     """Rise of the x_0 error under a wrong caption, 0 where the model makes no use of it: indexed by
     flow time t, columns error (under the right caption), shape, binding, axis, order."""
-    scenes = sample_scenes(torch.arange(count), seed, named=torch.ones(count, 2, dtype=torch.bool))
+    scenes, x0, eps = noised_scenes(vae, count, seed)
     device = next(model.parameters()).device
-    x0 = vae.encode(render(scenes)).to(device)                              # [N, 4, 16, 16]
-    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    x0, eps = x0.to(device), eps.to(device)
     told = {"right": scenes, **wrong(scenes)}
     texts = {k: encoder.encode(captions(s)) for k, s in told.items()}
 
     def error(name: str, t: float) -> Tensor:
         times_ = torch.full((count,), t, device=device)
         alpha, sigma = noise.levels(times_)
-        x_t, text = alpha * x0 + sigma * eps, texts[name]
-        parts = (z.split(128) for z in (x_t, times_, text.embeddings, text.mask))
-        output = torch.cat([predict(model, x, u * 1000, e.to(device), m.to(device))
-                            for x, u, e, m in zip(*parts, strict=True)])
-        return (noise.picture(output.float(), x_t, times_) - x0).square().mean()
+        found = expected_latents(model, noise, alpha * x0 + sigma * eps, times_, texts[name])
+        return (found - x0).square().mean()
 
     rows = []
     for t in times:
