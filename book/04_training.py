@@ -449,8 +449,8 @@ images/s. Resumed and uninterrupted weights are equal: **{equal}**.
 #
 # A step is made of products of matrices with $8192 = 128 \cdot 64$ rows, one for each place of each picture, and of what
 # lies between them. How much of what the processor can do remains? The yardstick is one large product, timed before and after in the same run. The
-# figures were recorded by `make bench ARGS="--record book/speed.json"`, on one machine: as it is, and held to the
-# instructions of a processor without matrix units for bf16.
+# figures were recorded by `make bench ARGS="--record book/speed.json"`, on a server's processor with matrix units for bf16, on one
+# without, and on the latter held to the instructions of most laptops (AVX2).
 
 # %%
 speed = json.loads(Path("speed.json").read_text())
@@ -473,19 +473,36 @@ costs.unstack(0).loc[list(PARTS)].round(1)
 RATES = {"training, as it is run": "test_training[compiled]",
          "sampling, 1 picture": "test_sampling[1-plain]",
          "sampling, batch 16": "test_sampling[16-plain]",
+         "sampling, batch 16, compiled": "test_sampling[16-compiled]",
          "sampling, batch 128": "test_sampling[128-plain]",
-         "sampling, batch 128, every head hooked": "test_sampling[128-hooked]"}
+         "sampling, batch 128, every head hooked": "test_sampling[128-hooked]",
+         "sampling, batch 128, compiled": "test_sampling[128-compiled]"}
 def rates(kind: dict, key: str) -> dict[str, float]:
-    """One figure of every rate above."""
-    return {name: kind["benchmarks"][test][key] for name, test in RATES.items()}
+    """One figure of every rate above, nan where it was not measured."""
+    found = kind["benchmarks"]
+    return {name: found.get(test, {}).get(key, np.nan) for name, test in RATES.items()}
 
 shown = {(key, name): rates(kind, field) for name, kind in speed.items()
          for key, field in (("pictures a second", "images_per_s"),
                             ("share of the matrix product", "share_of_gemm"))}
-pd.DataFrame(shown).sort_index(axis=1).style.format("{:.3g}")
+table = pd.DataFrame(shown)[["pictures a second", "share of the matrix product"]]
+table.style.format("{:.3g}", na_rep="-")
 
 # %% [markdown]
-# Pictures a second, and the share of the rate of the matrix product (training: in the precision it uses; sampling: fp32).
+# Pictures a second, and the share of the rate of the matrix product (training: in the precision it uses; sampling: fp32). The book
+# samples uncompiled: compiling takes half a minute, and leaves no place for hooks. `evaluate --compile` compiles.
+
+# %%
+kept = speed["without, AVX2"]["benchmarks"]["test_kept_memory"]
+Markdown(f"""
+Not all of it is arithmetic. At batch 128 the hidden layer of an MLP fills over 32 MiB,
+a block that the C library takes from the kernel and gives back each time, page by page:
+{kept['pages_given_back']:,.0f} pages a sampling step. A model that was loaded lets the
+process keep what a tensor leaves for the next one, which saves {kept['saved']:.2f} of
+the time.
+""")
+
+# %% [markdown]
 # Below is the start of a training of `rte` on the machine held to AVX2 and fp32, from its own log.
 
 # %%

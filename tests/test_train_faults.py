@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from spatial_circuits.model.compiling import compiled_or_eager, gelu_by_sigmoid, sigmoid_gelu
 from spatial_circuits.model.vae import VAE
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.training import loop
 from spatial_circuits.training.checkpoint import restore, save_state
-from spatial_circuits.training.compiling import compiled_or_eager, gelu_by_sigmoid, sigmoid_gelu
 from spatial_circuits.training.lock import claimed, locked
 from spatial_circuits.training.log import Log, read_log
 from spatial_circuits.training.loop import train, update

@@ -41,9 +41,9 @@ def pytest_sessionfinish(session):
 
 
 def machine() -> dict:
-    """What the figures depend on, and the kind: with matrix units for bf16, without, or a GPU."""
-    gpu, precision = torch.cuda.is_available(), resolve_precision("auto")
-    kind = "GPU" if gpu else {"bf16": "with bf16 units", "no": "without bf16 units"}[precision]
-    return {"kind": kind, "processor": torch.cuda.get_device_name() if gpu else processor(), "precision": precision,
-            "instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+    """What the figures depend on, and the kind: with matrix units for bf16, without and by which instructions, or a GPU."""
+    gpu, precision, instructions = torch.cuda.is_available(), resolve_precision("auto"), torch.backends.cpu.get_cpu_capability()
+    kind = {"bf16": "with bf16 units", "no": f"without, {instructions}"}[precision]
+    return {"kind": "GPU" if gpu else kind, "processor": torch.cuda.get_device_name() if gpu else processor(),
+            "precision": precision, "instructions": instructions, "threads": torch.get_num_threads(),
             "torch": torch.__version__}

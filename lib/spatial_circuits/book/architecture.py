@@ -11,7 +11,7 @@ from pathlib import Path
 
 LIBRARY = Path(__file__).parents[1]
 PICTURE = LIBRARY.parents[1] / "_static" / "architecture.svg"
-LAYERS = (("files", "caches", "parameters"), ("data",), ("text",), ("model",),
+LAYERS = (("files", "caches", "memory", "parameters"), ("data",), ("text",), ("model",),
           ("training", "hooks"), ("analyses",), ("claims",), ("live",), ("book",),
           ("cli",))  # lowest first
 _WIDTH, _ROW, _LEFT, _GAP = 900, 97, 20, 14  # px

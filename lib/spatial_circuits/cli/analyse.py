@@ -19,11 +19,18 @@ from .options import (
 
 def _evaluate(net, prompts, images_per_prompt: PerPrompt = 4, seed: SeedOption = 1,
               mode: Annotated[Literal["clean", "paper"], typer.Option(
-                  help="detector's mode")] = "clean"):
+                  help="detector's mode")] = "clean",
+              compile: Annotated[bool, typer.Option("--compile", help="compile the model first: "
+                  "half a minute, pays from some two thousand pictures")] = False):
     """Sample and score a model on a prompt set (chapter 5)."""
     from ..analyses.evaluation import evaluate, report
     from ..claims.tables import require_scored
+    from ..model.compiling import compiled
+    if compile and hasattr(net, "edits"):
+        raise ValueError("--compile leaves no place for the hooks of --edit; leave one of them out")
     require_scored(net, prompts)
+    if compile:
+        net = compiled(net, prompts)
     metrics = report(evaluate(net, prompts, images_per_prompt, seed, mode, progress=True), mode)
     print(f"{net.name}: {len(prompts)} prompts x {images_per_prompt} images, "
           "95 % interval over prompts")

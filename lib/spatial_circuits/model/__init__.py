@@ -8,6 +8,7 @@ dtypes       a model in fp32, bf16 or fp16, refused where a device cannot
 forward      what the rows of a forward are: sampling step, samples, CFG branches
 sampler      the sampling loop with classifier-free guidance, for any solver of diffusers
 pipeline     `Model`: encoder, transformer, solver and VAE in one
+compiling    torch.compile where it works: training, and sampling of many pictures
 stock        any diffusers pipeline around a PixArt transformer as a `Model`
 export       our models as stock diffusers saves them; pipelines with random weights
 store        the shipped models: `load`, `save_model`, manifests of hashes

@@ -19,6 +19,7 @@ from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
 from ..caches import cache_folder
 from ..files import check_folder, recover_folder, replacing_folder
+from ..memory import keep_freed_memory
 from ..text.encoders import complete_record, load_encoder
 from ..text.identity import tensors_hash
 from .collections import WORKFLOW, collected, packed_entry, packed_weights
@@ -91,6 +92,7 @@ def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = No
         raise ValueError(f"dtype {dtype!r} is for diffusers pipelines; {name} runs in float32, and "
                          "`Model.fast` gives it in bf16")
     verify(folder)
+    keep_freed_memory()
     text, noise = read_record(folder / "text.json"), _noise(folder / "recipe.json")
     try:
         encoder = load_encoder(text, folder)

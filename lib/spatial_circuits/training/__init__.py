@@ -7,7 +7,6 @@ scene_cache  encoded scenes on disk, shared by all runs on a machine.
 loop         `train`; the learning-rate schedule is `learning_rate`, the optimizers `optimizers`.
 muon         the optimizer of the matrices.
 run_folder   what a folder was started with, and the signal to stop; `lock` keeps others out.
-compiling    torch.compile where it works.
 checkpoint   state and snapshots in safetensors. Not accelerate's: that pickles optimizer states.
 log          the JSONL of a run.
 monitor      what a run measures of itself; pass another function as `train(..., evaluate=...)`.

@@ -18,6 +18,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
+from ..memory import keep_freed_memory
+from ..model.compiling import compiled_or_eager, gelu_by_sigmoid
 from ..model.noise import Noise
 from ..model.precision import resolve_precision
 from ..model.transformer import build_transformer, predict
@@ -25,7 +27,6 @@ from ..model.vae import VAE
 from ..text.batch import Encoder
 from .batches import Batches, encode_captions
 from .checkpoint import restore, save_snapshot, save_state
-from .compiling import compiled_or_eager, gelu_by_sigmoid
 from .lock import claimed
 from .log import Log
 from .muon import Muon
@@ -147,6 +148,7 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
            resume: bool, evaluate: Callable | None, evaluate_every: int, checkpoint_every: int,
            last: int, progress: bool, text: dict | None, keep: bool) -> torch.nn.Module:
     main, device, scaler = accelerator.is_main_process, accelerator.device, accelerator.scaler
+    keep_freed_memory()
     alone = accelerator.num_processes == 1
     cheap = alone and device.type == "cpu"      # to look at a loss: a GPU would have to wait
     captions = encode_captions(encoder)

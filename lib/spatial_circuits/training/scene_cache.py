@@ -18,15 +18,13 @@ from ..caches import cache_folder
 from ..data.render import render
 from ..data.scenes import sample_scenes
 from ..files import write_json
-from ..model.vae import VAE, to_unit
+from ..model.vae import VAE
 from .checkpoint import tensor_hash
-from .compiling import compiled_or_eager
 from .lock import locked
 from .recipe import Recipe
 
 CHUNK = 1024                # scenes that are hashed, and encoded again, together
 BATCH = 16                  # scenes encoded together: their activations stay in a processor's cache
-COMPILE_FROM = 4096         # scenes to encode that are worth half a minute of compilation
 
 
 def vae_hash(vae: VAE) -> str:
@@ -45,25 +43,11 @@ def scene_key(recipe: Recipe, vae: VAE) -> str:
     return tensor_hash({"pixels": pixels}, json.dumps(choice))[:32]
 
 
-def scene_encoder(recipe: Recipe, vae: VAE, device: torch.device,
-                  compile: bool = False) -> Callable[[Tensor], Tensor]:
-    """A function from scene numbers [B] to latents [B, 4, 16, 16]; compiled, more than twice as
-    fast on CPUs, and the same within 1e-3."""
-    def modes(images: Tensor) -> Tensor:
-        return vae.model.encode(to_unit(images, device)).latent_dist.mode()
-
-    def draw(index: Tensor) -> Tensor:
-        return render(sample_scenes(index.to(device), recipe.seed, recipe.preset))
-    if not compile:
-        return lambda index: vae.encode(draw(index), batch=BATCH)
-    with torch.no_grad():
-        fast = compiled_or_eager(modes, lambda f: f(draw(torch.arange(BATCH))), dynamic=False)
-
-    @torch.no_grad()
+def scene_encoder(recipe: Recipe, vae: VAE, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from scene numbers [B] to latents [B, 4, 16, 16]."""
     def encode(index: Tensor) -> Tensor:
-        full = torch.cat([index, index[:1].expand(-len(index) % BATCH)])        # whole batches
-        latents = torch.cat([fast(images) for images in draw(full).split(BATCH)])
-        return (latents[:len(index)] - vae.mean) / vae.std
+        scenes = sample_scenes(index.to(device), recipe.seed, recipe.preset)
+        return vae.encode(render(scenes), batch=BATCH)
     return encode
 
 
@@ -80,19 +64,16 @@ def scene_latents(recipe: Recipe, vae: VAE, device: torch.device, progress: bool
         return _from_disk(path, recipe, vae, device, progress)
     except OSError as error:
         warnings.warn(f"the encoded scenes cannot be kept: {error}", stacklevel=2)
-        encode = scene_encoder(recipe, vae, device, _worth_it(recipe.cache, device))
+        encode = scene_encoder(recipe, vae, device)
         chunks = torch.arange(recipe.cache).split(CHUNK)
         bar = tqdm(chunks, desc="encoding scenes", disable=not progress)
         return torch.cat([encode(c).half() for c in bar]).to(device)
 
 
-def _worth_it(count: int, device: torch.device) -> bool:
-    return device.type == "cpu" and count >= COMPILE_FROM
-
-
 def _from_disk(path: Path, recipe: Recipe, vae: VAE, device: torch.device,
                progress: bool) -> Tensor:
-    shape = scene_encoder(recipe, vae, device)(torch.arange(1)).shape[1:]       # 4 x 16 x 16
+    encode = scene_encoder(recipe, vae, device)
+    shape = encode(torch.arange(1)).shape[1:]                                   # 4 x 16 x 16
     chunks = torch.arange(recipe.cache).split(CHUNK)
     with locked(path), path.open("r+b") as file:    # a second process waits, then finds all done
         hashes = _recorded(path.with_suffix(".json"))
@@ -104,9 +85,6 @@ def _from_disk(path: Path, recipe: Recipe, vae: VAE, device: torch.device,
                               "encoding them again", stacklevel=3)
             if hashes.get(str(n)) != found:
                 missing.append(n)
-        if missing:
-            count = sum(len(chunks[n]) for n in missing)
-            encode = scene_encoder(recipe, vae, device, _worth_it(count, device))
         for n in tqdm(missing, desc="encoding scenes", disable=not (progress and missing)):
             data = encode(chunks[n]).half().cpu().numpy().tobytes()
             file.seek(2 * n * CHUNK * shape.numel())
