@@ -2,7 +2,8 @@
 
     python workflow/locked.py LOCKFILE COMMAND ...
 
-Snakemake's own lock outlives a kill, and whoever removes it cannot tell a dead Snakemake from a living one.
+Snakemake's own lock outlives a kill, and whoever removes it cannot tell a dead Snakemake from a
+living one.
 """
 import fcntl
 import os

@@ -37,10 +37,10 @@ def _known(what: str, given, allowed) -> None:
 
 
 def expand_runs(config: dict) -> dict[str, dict]:
-    """{run: population with seed and encoder_seed}, in order; ValueError for a name that comes twice.
+    """{run: population with seed and encoder_seed}, in order.
 
     One run for each pair of an encoder seed and a training seed: rte-e42-s0; without encoder
-    seeds, as for a pretrained encoder, minilm-s0.
+    seeds, as for a pretrained encoder, minilm-s0. ValueError for a name that comes twice.
     """
     runs: dict[str, dict] = {}
     for population in config["populations"]:

@@ -1,13 +1,14 @@
 """Follow what each token carries along training runs, and fork a run onto another run's data.
 
     python workflow/followed/follow.py train runs/minilm-2 --encoder minilm --seed 2 --until 3200
-    python workflow/followed/follow.py train runs/t5-0.1-2 --encoder t5-untrained --option bias=0.1 --seed 2 --until 1920
+    python workflow/followed/follow.py train runs/t5-0.5-2 --encoder t5-untrained \
+        --option seed=0 --option bias=0.5 --seed 2 --until 1600
     python workflow/followed/follow.py fork runs/minilm-2 --step 480 --seed 3 --until 1920
     python workflow/followed/follow.py measure runs/minilm-2 runs/minilm-2-480-3 ...
 
-All checkpoints are kept. `fork` takes weights, averages and optimizer states of one and goes on with the scenes, captions
-and noise of another seed, which it has not seen. `measure` writes book/followed.json, run by run. A command that was
-stopped goes on where it was.
+All checkpoints are kept. `fork` takes weights, averages and optimizer states of one and goes on
+with the scenes, captions and noise of another seed, which it has not seen. `measure` writes
+book/followed.json, run by run. A command that was stopped goes on where it was.
 """
 import argparse
 import json
@@ -57,8 +58,9 @@ def questions(name: str, options: str, noise: Noise) -> TokenShares:
 def follow(folder: Path, recipe: Recipe, text: dict, until: int) -> None:
     """Train in a folder, or go on there, to a step."""
     coder, vae = encoder(text["name"], **text["options"]), load_vae()
-    train(recipe, coder, vae, folder, resume=True, text=text, evaluate=monitor(recipe.noise, coder, vae),
-          evaluate_every=EVALUATE, checkpoint_every=EVERY, stop_at=until, keep=True)
+    train(recipe, coder, vae, folder, resume=True, text=text,
+          evaluate=monitor(recipe.noise, coder, vae), evaluate_every=EVALUATE,
+          checkpoint_every=EVERY, stop_at=until, keep=True)
     print(f"wrote {folder}")
 
 
@@ -71,14 +73,16 @@ def fork(folder: Path, step: int, seed: int, until: int) -> None:
     if not (out / "recipe.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, out)
-        write_json(out / PARENT, {"run": folder.name, "step": step, "images": step * recipe_of(folder).batch})
+        left = {"run": folder.name, "step": step, "images": step * recipe_of(folder).batch}
+        write_json(out / PARENT, left)
         shutil.copy(folder / "run.json", out)
-        write_json(out / "recipe.json", {**json.loads((folder / "recipe.json").read_text()), "seed": seed})
+        recipe = json.loads((folder / "recipe.json").read_text())
+        write_json(out / "recipe.json", {**recipe, "seed": seed})
     follow(out, recipe_of(out), text_of(out), until)
 
 
 def measure(folder: Path) -> dict:
-    """What each token carries at every checkpoint of a run, its scores, and what it was started with."""
+    """What each token carries at every checkpoint of a run, its scores, and its start."""
     recipe, text = recipe_of(folder), text_of(folder)
     asked = questions(text["name"], json.dumps(text["options"]), recipe.noise)
     found = sorted(folder.glob("checkpoint-*.safetensors"))
@@ -86,10 +90,12 @@ def measure(folder: Path) -> dict:
     shares = []
     for path in tqdm(found, desc=folder.name, unit="checkpoint"):
         step = load_average(path, net)
-        shares += [{"images": step * recipe.batch, **row} for row in asked.of(net).round(5).to_dict("records")]
+        rows = asked.of(net).round(5).to_dict("records")
+        shares += [{"images": step * recipe.batch, **row} for row in rows]
     scores = [{"images": r["images"], "loose": r["loose"], "gain": r["text_gain"]["order"]["0.9"]}
               for r in read_log(folder / "log.jsonl") if "loose" in r]
-    parent = json.loads((folder / PARENT).read_text()) if (folder / PARENT).exists() else None
+    left = folder / PARENT
+    parent = json.loads(left.read_text()) if left.exists() else None
     return {"text": text, "seed": recipe.seed, "parent": parent, "scores": scores, "shares": shares}
 
 
@@ -113,7 +119,8 @@ def main() -> None:
         fork(given.run, given.step, given.seed, given.until)
     elif given.command == "train":
         recipe = override_recipe(NOISE_FIRST, {"seed": given.seed})
-        follow(given.run, recipe, text_record(given.encoder, parse_parameters(given.option)), given.until)
+        text = text_record(given.encoder, parse_parameters(given.option))
+        follow(given.run, recipe, text, given.until)
     else:
         for folder in given.runs:
             found = json.loads(OUT.read_text()) if OUT.exists() else {}

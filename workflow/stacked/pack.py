@@ -8,6 +8,7 @@ import json
 
 from population import HERE, OUT, runs, text_of
 from safetensors import safe_open
+
 from spatial_circuits.files import write_json
 
 BATCH = 128

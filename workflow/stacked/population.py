@@ -1,4 +1,5 @@
-"""Measure every model of the third wave: scores, and which words carry axis and side, in pictures and in predictions.
+"""Measure every model of the third wave: scores, and which words carry axis and side, in pictures
+and in predictions.
 
     python workflow/stacked/population.py [--prompts 44] [NAME ...]
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from stack import Net
 from tqdm import tqdm
 
 from spatial_circuits.analyses.token_shares import TokenShares
@@ -23,11 +25,11 @@ from spatial_circuits.model.pipeline import Model
 from spatial_circuits.model.store import load_vae
 from spatial_circuits.model.transformer import build_transformer
 from spatial_circuits.text.encoders import encoder
-from stack import Net
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "book" / "population.json"
-NOISE = Noise(prediction="sample", top=0.2, high=0.4)   # of all its runs that this library can sample
+# Of all its runs that this library can sample.
+NOISE = Noise(prediction="sample", top=0.2, high=0.4)
 
 
 @lru_cache
@@ -73,15 +75,21 @@ def load(name: str) -> Model:
 
 
 def first_and_last(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A run's caption MLP before its first step and after its last one. ValueError for an unknown name."""
-    state = {k.removeprefix("caption_projection."): v for k, v in weights(name).items() if k.startswith("caption_projection.")}
+    """A run's caption MLP before its first step and after its last one.
+
+    ValueError for an unknown name.
+    """
+    here = "caption_projection."
+    state = {k.removeprefix(here): v for k, v in weights(name).items() if k.startswith(here)}
     dim = state["linear_1.weight"].shape[1]
     net = Net(din=dim)
     flat = net.init([runs()[name]["seed"]], "cpu", [dim])[3][0]
-    drawn = {part: x.view(shape) for (part, shape), x in zip(net.spec, flat.split(net.sizes), strict=True)}
+    parts = zip(net.spec, flat.split(net.sizes), strict=True)
+    drawn = {part: x.view(shape) for (part, shape), x in parts}
     first, last = (build_transformer("tiny", dim, 0).caption_projection for _ in range(2))
     last.load_state_dict(state)
-    first.load_state_dict({f"linear_{n}.{kind}": drawn[f"c{n}.{kind[0]}"] for n in (1, 2) for kind in ("weight", "bias")})
+    first.load_state_dict({f"linear_{n}.{kind}": drawn[f"c{n}.{kind[0]}"]
+                           for n in (1, 2) for kind in ("weight", "bias")})
     return first, last
 
 
