@@ -7,7 +7,7 @@ import spatial_circuits
 from spatial_circuits.book import sphinx
 
 PAGE = (Path(__file__).resolve().parents[1] / "book" / "reference.md").read_text()
-LAYERS = ("files", "caches", "parameters", "data", "text", "model", "training", "hooks", "analyses", "claims",
+LAYERS = ("files", "caches", "memory", "parameters", "data", "text", "model", "training", "hooks", "analyses", "claims",
           "live", "book", "cli")
 
 
