@@ -500,7 +500,7 @@ Not all of it is arithmetic. At batch 128 the hidden layer of an MLP fills over 
 a block that the C library takes from the kernel and gives back each time, page by page:
 {kept['pages_given_back'].max():,.0f} pages a sampling step. A model that was loaded
 lets the process keep what a tensor leaves for the next one, which saves
-{kept['saved'].min():.2f} to {kept['saved'].max():.2f} of the time on the two machines
+{kept['saved'].min():.2f} (AVX2) to {kept['saved'].max():.2f} of the time on the machine
 without bf16 units. Sampling with bf16 units was measured before that was so.
 """)
 

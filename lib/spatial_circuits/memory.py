@@ -9,9 +9,9 @@ _KEPT, _GROWTH = 1 << 30, 1 << 26                        # bytes
 def keep_freed_memory() -> bool:
     """Let this process keep up to a gigabyte that tensors have left, for those to come.
 
-    glibc maps a block of over 32 MiB anew each time, and the kernel clears its pages: at batch 128
-    a third of the time of sampling on CPUs. Numbers are not touched. Returns False where there is
-    nothing to be told: another C library, or the user's own choice, MALLOC_... in the environment.
+    glibc maps a block of over 32 MiB anew each time, and the kernel clears its pages: a tenth to a
+    quarter of the time of sampling at batch 128. Numbers are not touched. Returns False where there
+    is nothing to be told: another C library, or the user's choice, MALLOC_... in the environment.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
