@@ -5,6 +5,7 @@ import pytest
 
 from spatial_circuits.analyses.ablation import mean_outputs
 from spatial_circuits.analyses.heads import heads_of
+from spatial_circuits.analyses.injection import relation_vectors
 from spatial_circuits.claims import tables as study
 from spatial_circuits.data.metrics import METRICS, prompt_set
 from spatial_circuits.model.store import load
@@ -51,7 +52,9 @@ def test_ablate_names_heads_and_steps(rte_model):
         assert {e["metric"] for e in row["effects"]} == {*METRICS, "axis", "side"}
 
 
-def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model):
+def test_circuit_is_found_on_some_prompts_and_tested_on_others(rte_model, monkeypatch):
+    monkeypatch.setattr(study, "mean_outputs", lambda model, prompts: mean_outputs(model, prompts[:22]))
+    monkeypatch.setattr(study, "relation_vectors", lambda model, prompts, heads: relation_vectors(model, prompts[::3], heads))
     record = plain(study.run_circuit(rte_model, prompt_set("264")[3::44]))
     assert record["prompts"] + record["discovery_prompts"] == 6 and record["heads"] == len(heads_of(rte_model))
     assert all(record["circuit"][role] for role in ("relation", "object", "colour"))
