@@ -486,7 +486,7 @@ shown = {(key, name): rates(kind, field) for name, kind in speed.items()
          for key, field in (("pictures a second", "images_per_s"),
                             ("share of the matrix product", "share_of_gemm"))}
 table = pd.DataFrame(shown)[["pictures a second", "share of the matrix product"]]
-table.style.format("{:.3g}", na_rep="-")
+table.map("{:.3g}".format).replace("nan", "-")
 
 # %% [markdown]
 # Pictures a second, and the share of the rate of the matrix product (training: in the precision it uses; sampling: fp32). The book

@@ -540,7 +540,7 @@ rows[2.0] = row(r["text"], logged[usual][-1]["images"] / 1000, r["scores"]["loos
                 r["shares"])
 response = pd.DataFrame(rows).T
 by_dose = response.rename(index="b = {:g}".format).T
-by_dose.style.format("{:.3g}", na_rep="-")
+by_dose.map("{:.3g}".format).replace("nan", "-")
 
 # %% [markdown]
 # *Change by the side*: the mean square of what the opposite relation, in all tokens, changes of the expected latent. Where it is less than a
