@@ -493,15 +493,16 @@ table.map("{:.3g}".format).replace("nan", "-")
 # samples uncompiled: compiling takes half a minute, and leaves no place for hooks. `evaluate --compile` compiles.
 
 # %%
-kept = pd.DataFrame([kind["benchmarks"]["test_kept_memory"] for kind in speed.values()
-                     if "test_kept_memory" in kind["benchmarks"]])
+kept = pd.DataFrame({name: speed[name]["benchmarks"]["test_kept_memory"]
+                     for name in ("without, AVX2", "without, AVX512")}).T
 Markdown(f"""
 Not all of it is arithmetic. At batch 128 the hidden layer of an MLP fills over 32 MiB,
 a block that the C library takes from the kernel and gives back each time, page by page:
 {kept['pages_given_back'].max():,.0f} pages a sampling step. A model that was loaded
 lets the process keep what a tensor leaves for the next one, which saves
-{kept['saved'].min():.2f} (AVX2) to {kept['saved'].max():.2f} of the time on the machine
-without bf16 units. Sampling with bf16 units was measured before that was so.
+{kept['saved'].iloc[0]:.2f} (AVX2) and {kept['saved'].iloc[1]:.2f} (AVX512) of the time
+on the machine without bf16 units. Sampling with bf16 units was measured before that
+was so.
 """)
 
 # %% [markdown]

@@ -413,13 +413,17 @@ def encoded(text: str) -> TextBatch:
     """The prompts in an encoder's tokens."""
     return encoder(json.loads(text)["name"], **json.loads(text)["options"]).encode(told)
 
+def relation_in(text: TextBatch) -> float:
+    """The relation's share of the variance of the second shape's token."""
+    parts = partition(of_role(text, "shape2"), factors, 0)
+    return parts.table.loc["relation", "partial_r2"]
+
 def loudness(name: str) -> dict[str, float]:
     """The relation's share in the second shape's token, before and after training."""
     text, out = encoded(json.dumps(record[name]["text"])), {}
     for when, mlp in zip(("before", "after"), workshop.first_and_last(name)):
         hidden = replace(text, embeddings=mlp(text.embeddings).detach())
-        parts = partition(of_role(hidden, "shape2"), factors, 0)
-        out[when] = parts.table.loc["relation", "partial_r2"]
+        out[when] = relation_in(hidden)
     return out
 
 by_tokens = moved(exchange, "side")
@@ -511,11 +515,6 @@ Captioned(lines(along, "thousand pictures seen", "share of the side",
 usual = next(run for run, r in record.items()
              if r["text"] == {"name": "t5-untrained", "options": {"seed": 0}})
 
-def held_by(text: dict) -> float:
-    """The relation's share of the second shape's embedding, before any model."""
-    parts = partition(of_role(encoded(json.dumps(text)), "shape2"), factors, 0)
-    return parts.table.loc["relation", "partial_r2"]
-
 NAMED = {f"{part}, {tokens}": f"{part}, {LABELS[tokens]}" for part in ("side", "axis")
          for tokens in LABELS}
 
@@ -523,8 +522,9 @@ def row(text: dict, thousands: float, loose: float, shares: list[dict]) -> pd.Se
     """What an encoder puts on the second shape, and what its model reads."""
     told = {f"{r['part']}, {r['tokens']}": r["share"] for r in shares}
     moved = next(r["moved"] for r in shares if r["part"] == "side")
+    put = relation_in(encoded(json.dumps(text)))
     return pd.Series({"thousand pictures": thousands, "loose": loose,
-                      "relation in the second shape": held_by(text),
+                      "relation in the second shape": put,
                       "change by the side": moved}
                      | {label: told[name] for name, label in NAMED.items()})
 

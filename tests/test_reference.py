@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import spatial_circuits
-from spatial_circuits.book import sphinx
+from spatial_circuits.book import architecture, sphinx
 
 PAGE = (Path(__file__).resolve().parents[1] / "book" / "reference.md").read_text()
-LAYERS = ("files", "caches", "memory", "parameters", "data", "text", "model", "training", "hooks", "analyses", "claims",
-          "live", "book", "cli")
+LAYERS = [package for layer in architecture.LAYERS for package in layer]
 
 
 def listed() -> list[str]:

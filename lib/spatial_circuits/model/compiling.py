@@ -51,6 +51,15 @@ def compiled_or_eager(function: Callable, trial: Callable[[Callable], Any], **op
     return fast
 
 
+def compiled_forward(model: nn.Module, forward: Callable, trial: Callable[[Callable], Any],
+                     **options) -> Callable:
+    """`compiled_or_eager` for the forward of a model, compiled and called with its GELUs as
+    `sigmoid_gelu`; `forward` itself where compiling fails."""
+    with gelu_by_sigmoid(model):
+        fast = compiled_or_eager(forward, trial, **options)
+    return forward if fast is forward else gelu_by_sigmoid(model)(fast)     # within it at each call
+
+
 class _Compiled(nn.Module):
     """A transformer compiled for one number of rows and one of tokens, its weights part of the
     code; batches with fewer are filled up, those with more run as written."""
@@ -59,14 +68,14 @@ class _Compiled(nn.Module):
         super().__init__()
         self.plain, self.rows, self.tokens = plain, rows, tokens
         self.config = plain.config
-        self.run = compiled_or_eager(plain, self._attempt, dynamic=False,
-                                     options={"freezing": True})
+        self.run = compiled_forward(plain, plain, self._attempt, dynamic=False,
+                                    options={"freezing": True})
 
     def _attempt(self, run: Callable) -> None:
         shape, weight = self.config, next(self.plain.parameters())
         latents = weight.new_zeros(self.rows, shape.in_channels, *[shape.sample_size] * 2)
         text = weight.new_zeros(self.rows, self.tokens, shape.caption_channels)
-        with torch.no_grad(), gelu_by_sigmoid(self.plain):
+        with torch.no_grad():
             predict(run, latents, torch.zeros(self.rows, device=text.device), text, text[..., 0])
 
     def forward(self, latents: Tensor, encoder_hidden_states: Tensor, timestep: Tensor,
@@ -80,9 +89,7 @@ class _Compiled(nn.Module):
         text = pad(encoder_hidden_states, (0, 0, 0, more, 0, rows))
         mask = pad(encoder_attention_mask, (0, more, 0, rows))
         latents, timestep = pad(latents, (0, 0, 0, 0, 0, 0, 0, rows)), pad(timestep, (0, rows))
-        with gelu_by_sigmoid(self.plain):
-            return (self.run(latents, text, timestep, encoder_attention_mask=mask,
-                             **rest)[0][:count],)
+        return (self.run(latents, text, timestep, encoder_attention_mask=mask, **rest)[0][:count],)
 
 
 def compiled(model: Model, prompts: Sequence[str], batch: int = 128) -> Model:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..memory import keep_freed_memory
-from ..model.compiling import compiled_or_eager, gelu_by_sigmoid
+from ..model.compiling import compiled_forward
 from ..model.noise import Noise
 from ..model.precision import resolve_precision
 from ..model.transformer import build_transformer, predict
@@ -174,12 +174,7 @@ def _train(recipe: Recipe, encoder: Encoder, vae: VAE, folder: Path, accelerator
         batch_loss(forward, recipe.noise, *batch(first)).backward()
     forward = model
     if recipe.compile and first < last:
-        with gelu_by_sigmoid(net):
-            fast = compiled_or_eager(model, attempt)
-        if fast is not model:
-            def forward(*inputs, **named):
-                with gelu_by_sigmoid(net):
-                    return fast(*inputs, **named)
+        forward = compiled_forward(net, model, attempt)
         net.zero_grad()
     accelerator.wait_for_everyone()              # all have read what the folder holds
     log = None
