@@ -1,3 +1,9 @@
+# ---
+# jupyter:
+#   spatial_circuits:
+#     folds: false
+# ---
+
 # %% [markdown]
 # # Change one thing
 #

@@ -1,3 +1,9 @@
+# ---
+# jupyter:
+#   spatial_circuits:
+#     folds: false
+# ---
+
 # %% [markdown]
 # # A tour in fifteen minutes
 #

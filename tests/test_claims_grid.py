@@ -178,13 +178,13 @@ def test_rows_are_opened_by_keys_and_a_phone_scrolls_them_in_their_box(chromium,
     context.close()
 
 
-def test_a_phone_shows_nine_runs_at_once_and_of_more_that_they_go_on(chromium, tmp_path):
+def test_a_phone_shows_ten_runs_at_once_and_of_more_that_they_go_on(chromium, tmp_path):
     """In the 312 px that a page 360 px wide leaves; where runs go under the last column they fade, until all are out."""
     context = chromium.new_context(offline=True, viewport={"width": 390, "height": 844})
     tab, runs, file = context.new_page(), [run(tmp_path, f"run-{i:02}") for i in range(12)], tmp_path / "page.html"
     box = "document.querySelector('.scroll')"
     faded = "Number(getComputedStyle(document.querySelector('details .sc-cell:last-child'), '::before').opacity)"
-    for count, beyond in ((9, False), (12, True)):
+    for count, beyond in ((10, False), (12, True)):
         html = ClaimsGrid(runs[:count], "Claims.")._repr_html_()
         file.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><style>figure {{ margin: 0; width: 312px }}</style><main>{html}</main></html>")
         tab.goto(file.as_uri())

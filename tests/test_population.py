@@ -182,7 +182,7 @@ def test_every_model_of_the_checkout_is_listed_with_what_it_does():
     assert {"stacked/rte-0", "stacked/minilm-3"} <= {row[0] for row in rows}
     by_name = {row[0]: dict(zip(HEADER, row)) for row in rows[1:]}
     assert by_name["stacked/rte-fused0.5-1"]["text encoder"] == "rte-fused dose=0.5 seed=43"
-    assert all(row["pictures"] == "409,600" and row["size"] in ("tiny", "shallow", "nano") for row in by_name.values())
+    assert all(row["pictures"] == "409,600" and row["size"] in ("tiny", "nano", "micro") for row in by_name.values())
     assert by_name["stacked/rte-0"]["side read from"] == "relation word"
 
 

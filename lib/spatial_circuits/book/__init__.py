@@ -9,6 +9,7 @@ progress                the bar and its time left
 notebooks               notebooks as files: twins, comparison, what is stripped of outputs
 records                 a chapter's slow calls, kept by hash (sources, frozen), re-run in part
 sphinx                  the extension of the HTML build: what all pages share
+folding                 which code a page folds
 figures, head_figures   a new figure: a function from tables or tensors to a matplotlib figure
 verdict                 what may turn out otherwise in a run, set apart from the text
 recording, explorer     the explorer of the pages: what it records, and its HTML

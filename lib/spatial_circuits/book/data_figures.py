@@ -68,7 +68,7 @@ def token_roles(batches: dict[str, TextBatch]) -> Figure:
     ax.tick_params(length=0)
     shown = [r for r in ROLE_COLORS if any(r in b.roles[0] for b in batches.values())]
     patches = [plt.Rectangle((0, 0), 1, 1, color=ROLE_COLORS[r], label=r) for r in shown]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
+    figure.legend(handles=patches, loc="outside upper left", ncols=len(shown))
     return figure
 
 
@@ -86,5 +86,5 @@ def distances(frame: pd.DataFrame, truth: pd.DataFrame) -> Figure:
     figure.supxlabel("dx = x1 - x2 (px)", fontsize=9)
     figure.supylabel("dy = y1 - y2 (px, down)", fontsize=9)
     names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside upper center", ncols=2, markerscale=3)
+    figure.legend(*names, loc="outside upper left", ncols=2, markerscale=3)
     return figure

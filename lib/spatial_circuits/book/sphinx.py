@@ -3,9 +3,10 @@
 MathJax is copied into the site from the package sphinx-mathjax-offline, of which only the files
 used here are taken, and the live-code scripts that Jupyter Book adds to every page (Thebe, fetched
 from a CDN, unused here) are left out. Entries of the bibliography can be linked from any page as
-``bibliography.md#KEY``, which is a plain link in JupyterLab too. The docstrings of the reference
-(sphinx.ext.autodoc) are read as the plain text they are. The models that run in a page (`live`) are
-written into _static/live; where they cannot be made, the page says why.
+``bibliography.md#KEY``, which is a plain link in JupyterLab too. Code that a reader does not need
+is folded (`folding`). The docstrings of the reference (sphinx.ext.autodoc) are read as the plain
+text they are. The models that run in a page (`live`) are written into _static/live; where they
+cannot be made, the page says why.
 """
 import re
 import shutil
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from .folding import fold
 
 MATHJAX = ("tex-chtml.js", "output/chtml", "input/tex/extensions")
 
@@ -110,10 +113,12 @@ def name_entries(app, env) -> None:
 def setup(app) -> dict:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", drop_launch_buttons)
+    app.connect("source-read", fold)
     app.connect("autodoc-process-docstring", as_rst)
     app.connect("autodoc-process-signature", as_signature)
     app.connect("html-page-context", tidy, priority=900)
     app.connect("env-updated", name_entries)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", write_models)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    # A higher env_version has pages that were built before read anew.
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 1}
