@@ -285,7 +285,7 @@ verdict({"Neither pretraining nor context is needed: models with random tokens a
 
 # %% [markdown]
 # Not established: how scores spread over more seeds ([chapter 17](17_population.ipynb) has eighteen runs of the three encoders), and
-# the paper's larger sizes, which need a GPU.
+# the larger sizes of the paper, mini and B, which need a GPU or more than a night.
 
 # %% [markdown]
 # ## Exercise
