@@ -487,13 +487,13 @@ slopes = {f: records(attribute, net, few, f, steps, every=2 if full else 4, seed
           for f in PROMPT_FACTORS}
 by_head = {f: slopes[f].mean()[list(every)] for f in PROMPT_FACTORS}
 exact = {f: carried[f, "denoising"].mean() for f in PROMPT_FACTORS}
-checked = pd.DataFrame({f: {
+checked = pd.DataFrame.from_dict({f: {
     "rank correlation": exact[f].corr(by_head[f], method="spearman"),
     "correlation": exact[f].corr(by_head[f]),
     "largest difference": (exact[f] - by_head[f]).abs().max(),
     "first by patching": exact[f].idxmax(), "first by gradient": by_head[f].idxmax()}
-    for f in PROMPT_FACTORS}).T
-checked
+    for f in PROMPT_FACTORS}, orient="index")
+checked.round(3)
 
 # %%
 def by_kind(effect: pd.Series) -> pd.DataFrame:

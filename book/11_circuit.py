@@ -536,7 +536,8 @@ def minimal_row(name: str) -> dict:
     return {"heads": len(each), "of": len(curves[name]["rankings"]["patching"]),
             "faithfulness": "{loss:.2f} [{low:.2f}, {high:.2f}]".format(**whole),
             "members that are missed": int((each["low"] > 0).sum()),
-            "least missed": each["mean"].idxmin(), "its worth": each["mean"].min()}
+            "least missed": each["mean"].idxmin(),
+            "its worth": f"{each['mean'].min():.2f}"}
 
 pd.DataFrame({n: minimal_row(n) for n in curves}).T
 

@@ -201,9 +201,9 @@ Captioned(attention_rows(rows, [r.replace("_", " ") for r in RELATIONS],
           "Rows of eight maps each, shaded from side to side.")
 
 # %%
-pd.DataFrame({n: {"token": carrier[n],
-                  **{k: strongest(n)[k] for k in ("name", "cosine", "projection", "p")}}
-              for n in names}).T
+rows = [{"model": n, "token": carrier[n], **strongest(n)} for n in names]
+shown = ["token", "name", "cosine", "projection", "p"]
+pd.DataFrame(rows).set_index("model")[shown].rename_axis(None).round(3)
 
 # %% [markdown]
 # ## The two circuits, drawn
