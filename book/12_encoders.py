@@ -28,6 +28,7 @@ from IPython.display import Markdown
 
 from spatial_circuits.analyses.factors import labels, partition, token_vectors
 from spatial_circuits.analyses.intervals import summarise
+from spatial_circuits.analyses.learning import crossing
 from spatial_circuits.book.figures import Captioned, grid, intervals, lines
 from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
@@ -219,17 +220,27 @@ pd.DataFrame({label: depth_row(m) for label, m in scored_in.items()}).T
 beside = {label: pd.DataFrame({n: curves[n][label] for n in [*depths, "rte"]})
           for label in map(claims.NAMES.get, ("unique_binding", "loose"))}
 Captioned(lines(beside, "pictures seen", "share of pictures", ylim=(0, 1)),
-          "Binding and relation in training: three layers (nano), six of the same width "
-          "(micro), and six of two thirds of it (rte).",
+          "Binding and relation in training: three layers (nano), six of the same "
+          "width (micro), and six of two thirds of it (rte).",
           "Two panels with a line for each of three models.")
+
+# %%
+halfway = {n: crossing(beside[claims.NAMES["loose"]][n].dropna()) for n in depths}
+bound = {n: metrics[n]["loose"]["mean"] / metrics[n]["unique_binding"]["mean"]
+         for n in depths}
+Markdown("\n".join(
+    f"- {n}: half of the pictures have the relation after {thousands(halfway[n])}; in "
+    f"the end {bound[n]:.3f} of those with the right binding have it." for n in depths))
 
 # %%
 taught = {f"{n}, {depth} layers, has the relation in more than half of the pictures":
           metrics[n]["loose"]["low"] > 0.5
           for n, depth in zip(depths, ("three", "six"))}
 more, half = added("loose")
-verdict(taught | {"Six layers have it more often than three, intervals apart":
-                  more > half})
+verdict(taught | {
+    "Six layers have it more often than three in the end, intervals apart": more > half,
+    "Six layers come to half of it after fewer pictures":
+    halfway["micro"] < halfway["nano"]})
 
 # %% [markdown]
 # Where is it lost without word order? Follow the pictures: those in which each colour is on its shape; of these, those
