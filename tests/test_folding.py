@@ -54,5 +54,5 @@ def test_every_chapter_shows_work_and_most_of_its_lines_are_folded():
             for cell, hidden in zip(cells, folded(cells)):
                 lines[hidden] += len(cell.splitlines())
     assert {"tour", "change_one_thing"}.isdisjoint(opened)
-    assert all(count >= 2 for page, count in opened.items() if page[:2].isdigit() and page not in ("12_encoders", "18_explorer"))
+    assert all(count for page, count in opened.items() if page[:2].isdigit() and page != "18_explorer")
     assert lines[0] < lines[1] / 2
