@@ -32,6 +32,7 @@ from spatial_circuits.book.head_figures import attention_rows, heat_tables
 from spatial_circuits.book.path_figures import two_circuits
 from spatial_circuits.book.verdict import verdict
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.judges import mean_and_range, sure
 from spatial_circuits.claims.population import CARRIES, readings
 from spatial_circuits.data.metrics import prompt_set
 from spatial_circuits.data.scenes import RELATIONS
@@ -320,12 +321,6 @@ verdict({f"{a} and {b}, two seeds, have their relation heads in the same layers"
 # pictures that obey the opposite relation, written at the position embedding and where the object head reads.
 
 # %%
-def spelled(row: dict, of: str = "", form: str = ".2f") -> str:
-    """A recorded figure with its interval."""
-    keys = (of or "mean", f"{of}_low" if of else "low", f"{of}_high" if of else "high")
-    mean, low, high = (format(row[k], form) for k in keys)
-    return f"{mean} [{low}, {high}]"
-
 def relation_losses(name: str) -> list[dict]:
     """What is lost without each relation head of the circuit, most first."""
     heads = study[name]["circuit"]["circuit"]["relation"]
@@ -335,18 +330,20 @@ def relation_losses(name: str) -> list[dict]:
 
 def written(name: str, site: str) -> dict:
     """How often the opposite relation is obeyed, written at a site."""
-    return first(study[name]["circuit"][site], condition="relation 1", metric="loose")
+    rows = study[name]["circuit"][site]
+    return sure(first(rows, condition="relation 1", metric="loose"))
 
 def size_row(name: str) -> dict[str, str]:
     """A run's size, its relation heads and what they do alone."""
     most = relation_losses(name)[0]
     size = json.loads((claims.folder_of(name) / "recipe.json").read_text())["size"]
+    change = "{change:+.2f} [{change_low:+.2f}, {change_high:+.2f}]"
     return {"heads": "{1} of {2}".format(*SIZES[size]),
             "relation heads": len(relation_losses(name)),
             "alone, most": most["condition"],
-            "lost without it": spelled(most, "change", "+.2f"),
-            "written at position": spelled(written(name, "injection")),
-            "written at reader": spelled(written(name, "injection_at_reader"))}
+            "lost without it": change.format_map(most),
+            "written at position": mean_and_range(written(name, "injection")),
+            "written at reader": mean_and_range(written(name, "injection_at_reader"))}
 
 def compared(name: str) -> bool:
     """Random tokens, captions without a bias, and both tables."""

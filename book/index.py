@@ -168,6 +168,8 @@ Markdown(standing(list(rows.values())))
 #   circuit. One run with it is kept, `rte-biased`; it counts in no sentence above.
 # - **The encoder**: <a href="16_two_mechanisms.html#figure-1">Figure 16.1</a> sets the models side by side, and
 #   <a href="17_population.html#figure-1">Figure 17.1</a> shows over eighteen runs how often an encoder goes with a mechanism.
+# - **The size**: one run, `micro`, has the paper's layers and heads. [Chapter 16](16_two_mechanisms.ipynb) sets its circuit beside those of
+#   the others, [chapter 12](12_encoders.ipynb) three layers beside six.
 # - **Scores** are not to be compared with the paper's digit by digit: its training pictures overlap, which limits what its
 #   metric can reach; ours do not ([chapter 1](01_dataset.ipynb)). They are given as shares of their ceiling.
 #
