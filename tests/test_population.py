@@ -1,6 +1,7 @@
 """Populations and the zoo: runs counted with intervals, models found by name, cards from their files."""
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -213,6 +214,8 @@ def test_the_cards_that_ship_are_those_of_the_files():
     for name in [*names(), *(n for n in collected() if not packed_entry(n))]:
         folder = find_model(name)
         assert (folder / "README.md").read_text() == card(folder), name
+        rows = re.findall(r"^\| C\d.*$", card(folder), re.M)
+        assert [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) != 4] == []          # a bar in a figure is no column
         verify(folder)
 
 

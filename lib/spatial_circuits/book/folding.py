@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 WORK = re.compile(r"spatial_circuits\.(data|text|model|training|hooks|analyses)\b")
 HELPERS = ("spatial_circuits.analyses.heads", "spatial_circuits.analyses.intervals")
-WORDS = ("Markdown", "verdict", "claim_verdict")
+SPOKEN = ("Markdown", "verdict", "claim_verdict")
 
 
 def folded(cells: Sequence[str]) -> list[bool]:
@@ -52,7 +52,7 @@ def _prepares_or_words(tree: ast.Module) -> bool:
     """Whether a cell imports, or ends in words."""
     last = tree.body[-1]
     value = last.value if isinstance(last, ast.Expr) else None
-    worded = isinstance(value, ast.Call) and getattr(value.func, "id", "") in WORDS
+    worded = isinstance(value, ast.Call) and getattr(value.func, "id", "") in SPOKEN
     return worded or any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body)
 
 

@@ -138,4 +138,5 @@ def _verdicts(folder: Path) -> list[str]:
 
 def _table(header: Sequence[str], rows: Any) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
