@@ -317,7 +317,7 @@ verdict({f"{a} and {b}, two seeds, have their relation heads in the same layers"
 #
 # The other runs have four heads of 32 dimensions in each layer; `micro` has the paper's layers, width and three heads of 64. Are fewer and
 # wider heads closer to the paper's circuit, in which one head brings the relation and what it writes works at the position
-# embedding (claims C9 and C8)? Of the circuit's relation heads the one without which most is lost (*loose*, mean ablation), and the share of
+# embedding? Below: of the circuit's relation heads the one without which most is lost (*loose*, mean ablation), and the share of
 # pictures that obey the opposite relation, written at the position embedding and where the object head reads.
 
 # %%
