@@ -333,17 +333,17 @@ def written(name: str, site: str) -> dict:
     rows = study[name]["circuit"][site]
     return sure(first(rows, condition="relation 1", metric="loose"))
 
+change = "{change:+.2f} [{change_low:+.2f}, {change_high:+.2f}]"
+sites = {"position": "injection", "reader": "injection_at_reader"}
 def size_row(name: str) -> dict[str, str]:
     """A run's size, its relation heads and what they do alone."""
     most = relation_losses(name)[0]
-    size = json.loads((claims.folder_of(name) / "recipe.json").read_text())["size"]
-    change = "{change:+.2f} [{change_low:+.2f}, {change_high:+.2f}]"
-    return {"heads": "{1} of {2}".format(*SIZES[size]),
-            "relation heads": len(relation_losses(name)),
-            "alone, most": most["condition"],
-            "lost without it": change.format_map(most),
-            "written at position": mean_and_range(written(name, "injection")),
-            "written at reader": mean_and_range(written(name, "injection_at_reader"))}
+    recipe = json.loads((claims.folder_of(name) / "recipe.json").read_text())
+    return {"heads": "{1} of {2}".format(*SIZES[recipe["size"]]),
+            "relation heads": len(relation_losses(name)), "alone, most":
+            most["condition"], "lost without it": change.format_map(most),
+            **{f"written at {place}": mean_and_range(written(name, site))
+               for place, site in sites.items()}}
 
 def compared(name: str) -> bool:
     """Random tokens, captions without a bias, and both tables."""

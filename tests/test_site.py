@@ -207,9 +207,9 @@ UNBOXED = """() => [
     (m.scrollWidth > m.clientWidth && getComputedStyle(m).backgroundImage === "none")),
   ...[...document.querySelectorAll(".bd-article table.dataframe td")].filter((td) => parseFloat(getComputedStyle(td).paddingLeft) < 4),
 ].map((e) => e.outerHTML.slice(0, 120))"""
-# Boxes that scroll and do not fade where there is more, or fade and do not scroll. Of a figure the image fades.
+# Boxes that scroll and do not fade where there is more, or fade and do not scroll; not in a closed fold. Of a figure the image fades.
 UNFADED = """() => [...document.querySelectorAll(".bd-article :is(.highlight > pre, .cell_output, .output, .pst-scrollable-table-container)")].filter((box) =>
-  (box.scrollWidth > box.clientWidth) !== (getComputedStyle(box.querySelector(":scope > figure > img") ?? box).maskImage !== "none")).map((e) => e.outerHTML.slice(0, 120))"""
+  box.checkVisibility() && (box.scrollWidth > box.clientWidth) !== (getComputedStyle(box.querySelector(":scope > figure > img") ?? box).maskImage !== "none")).map((e) => e.outerHTML.slice(0, 120))"""
 # Lines of code that do not fit the column, folded ones too.
 CUT = """() => {
   const folds = [...document.querySelectorAll("details.hide")];
