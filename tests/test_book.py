@@ -308,7 +308,7 @@ def test_a_whole_book_about_a_model(tmp_path, saved, capsys, monkeypatch):
     assert printed(page) == f"{model} 1e-05 <class 'float'>\n"  # found from wherever it runs
     assert (tmp_path / "out" / "_static" / "book.css").exists()
     assert cli.main([*line, "minilmm"]) == 2
-    assert "no model 'minilmm'; choose from minilm" in capsys.readouterr().err
+    assert "no model 'minilmm'; choose from micro, minilm" in capsys.readouterr().err
 
 
 def test_a_variant_is_named_by_its_parameters(tmp_path):
