@@ -269,7 +269,7 @@ def test_the_shipped_models_are_listed(capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines][:len(store.names())] == store.names()
-    assert lines[0].split()[:4] == ["minilm", "minilm", "tiny", "0"] and "409,600" in lines[0]
+    assert lines[0].split()[:4] == ["micro", "rte", "micro", "0"] and "409,600" in lines[0]
 
 
 def test_analyses_write_their_tables(saved):
