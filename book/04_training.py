@@ -30,6 +30,7 @@ from spatial_circuits.analyses.intervals import summarise
 from spatial_circuits.analyses.learning import comes_first, crossing, when_learned
 from spatial_circuits.book.figures import Captioned, grid, lines
 from spatial_circuits.claims import claims
+from spatial_circuits.claims.population import group
 from spatial_circuits.data.metrics import ceiling, chance, prompt_set
 from spatial_circuits.data.render import render
 from spatial_circuits.data.scenes import sample_scenes
@@ -156,8 +157,12 @@ Captioned(lines(curves, "images seen", "share of pictures", xscale="log",
           "Diamonds: where the authors' micro model passes .5.")
 
 # %%
-ours = pd.DataFrame(read_log(claims.folder_of("micro") / "log.jsonl"))
-micro = ours.set_index("images")[list(authors.index)].dropna()
+def scores_of(folder: Path) -> pd.DataFrame:
+    """The scored records of a model's log, by images seen."""
+    rows = pd.DataFrame(read_log(folder / "log.jsonl")).set_index("images")
+    return rows[rows["loose"].notna()]
+
+micro = scores_of(claims.folder_of("micro"))[authors.index]
 passed = pd.DataFrame({"this run": curves[authors.index].apply(crossing),
                        "micro here": micro.apply(crossing), "authors' micro": authors})
 for run in ("this run", "micro here"):
@@ -544,19 +549,10 @@ rows = [f"| {e['name']} | {e['question']} | {e['change']} | "
 Markdown("\n".join(head + rows))
 
 # %%
-def scores_of(folder: Path) -> pd.DataFrame:
-    """The scored records of a model's log, by images seen."""
-    rows = pd.DataFrame(read_log(folder / "log.jsonl")).set_index("images")
-    return rows[rows["loose"].notna()]
-
 shipped_runs = {name: claims.folder_of(name) for name in names()}
 random = {name: f for name, f in shipped_runs.items() if claims.kind(f) == "random"}
-def as_rte(folder: Path) -> bool:
-    """Whether a run differs from `rte` in its seeds alone."""
-    same = json.loads((folder / "recipe.json").read_text())["size"] == "tiny"
-    return same and claims.unbiased(folder)
-
-laptop = [name for name, folder in random.items() if as_rte(folder)]
+as_rte = group(shipped_runs["rte"])  # differ in their seeds alone
+laptop = [name for name, folder in random.items() if group(folder) == as_rte]
 runs = {e["name"]: pd.DataFrame(e["curve"]).set_index("images") for e in experiments}
 runs |= {name: scores_of(folder) for name, folder in random.items()}
 runs |= {Path(model).name: scored}

@@ -207,16 +207,11 @@ UNBOXED = """() => [
     (m.scrollWidth > m.clientWidth && getComputedStyle(m).backgroundImage === "none")),
   ...[...document.querySelectorAll(".bd-article table.dataframe td")].filter((td) => parseFloat(getComputedStyle(td).paddingLeft) < 4),
 ].map((e) => e.outerHTML.slice(0, 120))"""
-# Boxes that scroll and do not fade where there is more, or fade and do not scroll; not in a closed fold. Of a figure the image fades.
+# Boxes that scroll and do not fade where there is more, or fade and do not scroll. Of a figure the image fades.
 UNFADED = """() => [...document.querySelectorAll(".bd-article :is(.highlight > pre, .cell_output, .output, .pst-scrollable-table-container)")].filter((box) =>
-  box.checkVisibility() && (box.scrollWidth > box.clientWidth) !== (getComputedStyle(box.querySelector(":scope > figure > img") ?? box).maskImage !== "none")).map((e) => e.outerHTML.slice(0, 120))"""
-# Lines of code that do not fit the column, folded ones too.
-CUT = """() => {
-  const folds = [...document.querySelectorAll("details.hide")];
-  folds.forEach((fold) => { fold.open = true; });
-  const out = [...document.querySelectorAll(".bd-article div.cell_input pre")].filter((p) => p.scrollWidth > p.clientWidth).map((p) => p.textContent.slice(0, 200));
-  folds.forEach((fold) => { fold.open = false; });
-  return out; }"""
+  (box.scrollWidth > box.clientWidth) !== (getComputedStyle(box.querySelector(":scope > figure > img") ?? box).maskImage !== "none")).map((e) => e.outerHTML.slice(0, 120))"""
+CUT = """() => [...document.querySelectorAll(".bd-article div.cell_input pre")].filter((p) => p.scrollWidth > p.clientWidth).map((p) => p.textContent.slice(0, 200))"""
+FOLDS = "open => document.querySelectorAll('details.hide').forEach((fold) => { fold.open = open; })"
 
 
 def test_a_page_folds_the_code_that_a_reader_does_not_need(site):
@@ -234,6 +229,7 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
     assert said == []
     assert tab.evaluate("[...document.images].filter((i) => !i.alt.trim() || !i.naturalWidth).map((i) => i.outerHTML.slice(0, 200))") == []
     assert tab.evaluate("document.querySelectorAll('mjx-merror, .MathJax_Error').length") == 0
+    tab.evaluate(FOLDS, True)                                                   # folded code has to fit as well
     for width in (390, 1280):
         tab.set_viewport_size({"width": width, "height": 844})
         tab.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width, timeout=3000)  # the side bars slide into place
@@ -241,6 +237,7 @@ def test_a_page_is_whole_offline_legible_and_accessible(visit, site, name):
         tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert tab.evaluate(UNFADED) == []
     assert tab.evaluate(CUT) == []                                              # 88 characters fit the column
+    tab.evaluate(FOLDS, False)
     spared = "dl.py ~ dl.py" if name == "01_dataset" else "dl.py ~ dl.py, .highlight, mjx-container"
     tab.evaluate("spared => document.querySelectorAll(spared).forEach((e) => e.remove())", spared)  # alike everywhere, and slow: each kind is seen once
     assert tab.evaluate(SERIOUS, {}) == []
