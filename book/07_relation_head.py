@@ -511,7 +511,8 @@ heads.rename_axis(f"of {singular['QK'].shape[-1]}")
 # %% [markdown]
 # ## When the circuit forms
 #
-# Training left snapshots of the cross-attention weights. All that was done above without sampling can be done to each:
+# Training left snapshots of the cross-attention weights, of which those are shipped between which the circuit forms; the last
+# point is the finished model. All that was done above without sampling can be done to each:
 # the ramp of every word at the head that reads it in the end, and the tag that it writes for the object head. Their
 # signs must agree. Beside them, the accuracy of the pictures from the log.
 
@@ -521,6 +522,8 @@ try:
 except ValueError:
     saved = {}
 log = pd.DataFrame(read_log(net.folder / "log.jsonl")) if saved else pd.DataFrame()
+if saved:
+    saved[int(log["step"].iloc[-1])] = dit
 
 def stage(snapshot: torch.nn.Module) -> pd.DataFrame:
     """Cosine and tag of each word at its head, in a snapshot of the training."""

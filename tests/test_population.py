@@ -224,9 +224,11 @@ def test_a_shipped_model_keeps_its_name_by_a_relative_path(monkeypatch):
     assert folder_name(Path("pretrained/rte")) == folder_name(find_model("rte")) == "rte"
 
 
-def test_what_ships_in_the_package_stays_small():
-    size = sum(p.stat().st_size for p in store.HERE.rglob("*") if p.is_file())
-    assert size < 150e6
+def test_all_models_that_ship_stay_small():
+    folders = [store.HERE, WORKFLOW / "stacked"]
+    files = [p for folder in folders for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert sum(p.stat().st_size for p in files) < 150 * 2 ** 20
+    assert len(names()) == 10 and len([n for n in collected() if packed_entry(n)]) == 29
 
 
 def test_the_commands_of_many(tmp_path, capsys):

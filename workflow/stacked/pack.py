@@ -1,4 +1,4 @@
-"""Write models.json: what the library needs to load the models of the third wave by name.
+"""Write models.json: what the library needs to load shipped models of the third wave by name.
 
     python workflow/stacked/pack.py
 
@@ -6,22 +6,12 @@ The weights stay where they are, in records/; `spatial_circuits.model.collection
 """
 import json
 
-from population import HERE, OUT, runs, text_of
-from safetensors import safe_open
+from population import HERE, OUT, shipped, text_of
 
 from spatial_circuits.files import write_json
 
 BATCH = 128
 NOISE = {"path": "flow", "prediction": "sample", "top": 0.2, "high": 0.4}
-
-
-def files() -> dict[str, str]:
-    """The file that holds each run's weights."""
-    found = {}
-    for path in sorted((HERE / "records").glob("wave3-weights*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= {k.split("|")[0]: f"records/{path.name}" for k in file.keys()}  # noqa: SIM118
-    return found
 
 
 def log_of(run: dict) -> list[dict]:
@@ -47,9 +37,9 @@ def entry(run: dict, meta: dict, file: str, measured: dict) -> dict:
 
 if __name__ == "__main__":
     record = json.loads((HERE / "records" / "wave3.json").read_text())
-    population, held = json.loads(OUT.read_text()), files()
+    population, held = json.loads(OUT.read_text()), shipped()
     by_name = {run["run"]["name"]: run for run in record["runs"]}
-    found = {name: entry(by_name[name], record["meta"], held[name], population[name])
-             for name in runs() if name in population}
+    found = {name: entry(by_name[name], record["meta"], f"records/{path.name}", population[name])
+             for name, path in held.items()}
     write_json(HERE / "models.json", found)
     print(f"{len(found)} models")

@@ -28,7 +28,7 @@ from spatial_circuits.text.encoders import encoder
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "book" / "population.json"
-# Of all its runs that this library can sample.
+# Of all its runs whose weights are shipped.
 NOISE = Noise(prediction="sample", top=0.2, high=0.4)
 
 
@@ -51,25 +51,32 @@ def text_of(run: dict) -> dict:
     return {"name": kind, "options": {}}
 
 
-def weights(name: str) -> dict[str, torch.Tensor]:
-    """Averaged weights of a run, from the file whose recorded hash is checked."""
+@lru_cache
+def shipped() -> dict[str, Path]:
+    """The file with the weights of each run that has any: 29 of the 38."""
+    found = {}
     for path in sorted((HERE / "records").glob("wave3-weights*.safetensors")):
         with safe_open(path, "pt") as file:
-            held = any(k.startswith(f"{name}|") for k in file.keys())  # noqa: SIM118
-        if held:
-            return read_packed(path, name)
-    raise ValueError(f"no run {name!r}; choose from {', '.join(runs())}")
+            found |= {k.split("|")[0]: path for k in file.keys()}  # noqa: SIM118 (it is no dict)
+    return {name: found[name] for name in runs() if name in found}
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    """Averaged weights of a run, from the file whose recorded hash is checked.
+
+    ValueError for an unknown name.
+    """
+    if name not in shipped():
+        raise ValueError(f"no weights of a run {name!r}; choose from {', '.join(shipped())}")
+    return read_packed(shipped()[name], name)
 
 
 def load(name: str) -> Model:
     """A model of the third wave, ready to run. ValueError for an unknown name."""
-    state = weights(name)
-    run, text = runs()[name], text_of(runs()[name])
+    state, text = weights(name), text_of(runs()[name])
     coder = encoder(text["name"], **text["options"])
     net = build_transformer("tiny", coder.dim, 0)
     net.load_state_dict(state)
-    if run["pred"] != "x0":
-        raise ValueError(f"run {name} predicts in EDM's way, which this library cannot sample")
     return Model(name, net.eval().requires_grad_(False), NOISE.scheduler(), coder, load_vae(),
                  NOISE, text, HERE)
 
@@ -118,7 +125,7 @@ def main() -> None:
     given = parser.parse_args()
     prompts = prompt_set("264")[:given.prompts]
     found = json.loads(OUT.read_text()) if OUT.exists() else {}
-    chosen = given.names or [n for n, run in runs().items() if run["pred"] == "x0"]
+    chosen = given.names or list(shipped())
     for name in tqdm([n for n in chosen if "shares" not in found.get(n, ())], unit="model"):
         run, model = runs()[name], load(name)
         if name not in found:
