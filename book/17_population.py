@@ -19,12 +19,11 @@ import re
 import sys
 from dataclasses import replace
 from functools import lru_cache
-from math import factorial
 from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown
-from scipy.stats import fisher_exact, permutation_test, spearmanr
+from scipy.stats import fisher_exact, page_trend_test, permutation_test, spearmanr
 
 from spatial_circuits.analyses.factors import labels, partition
 from spatial_circuits.analyses.intervals import wilson
@@ -493,80 +492,88 @@ lowest dose it goes from {low_dose['before'].mean():.2f} to
 # with $\beta_{h, n - m}$ drawn once, of deviation 1, and a dose $b$.
 #
 # At $b = 0$ a caption is a bag of words and has no side; the untrained T5s of the figures above have $b = 2$, transformers
-# draws its own with $b$ about .1. One encoder was drawn from the same numbers at several doses and a model trained at each, on a
-# processor (`workflow/followed`), with the same scenes, noise and first weights. A run a dose, stopped at half of a full training or earlier.
+# draws its own with $b$ about .1. Three of these encoders were each drawn from the same numbers at lower doses, and a model trained on
+# each on a processor (`workflow/followed`): by encoder with the same scenes, noise and first weights at every dose. They are
+# compared after equally many pictures, less than half of a full training; beside them stands the run of Figure 17.1 on the same
+# encoder at $b = 2$, trained to the end from other first weights.
 
 # %%
-dosed = {r["text"]["options"]["bias"]: run for run, r in followed.items()
-         if r["text"]["name"] == "t5-untrained"}
-dosed = dict(sorted(dosed.items()))
-along = {f"b = {b:g}": carried(run)[list(WORDS)].rename(columns=WORDS)
-         for b, run in dosed.items()}
-Captioned(lines(along, "thousand pictures seen", "share of the side",
-                ylim=(-0.1, 1.03), height=2.8),
-          "What each token carries of the side, along a training run at each dose of "
-          "an untrained T5's position biases.")
+CHOSEN = [f"{part}, {tokens}" for part in ("side", "axis") for tokens in CARRIERS]
+NAMED = [f"{part}, {LABELS[tokens]}" for part in ("side", "axis")
+         for tokens in CARRIERS]
 
-# %% [markdown]
-# Below are the last points of these runs, and the run of Figure 17.1 on the same encoder at $b = 2$, trained to the end: the share of the
-# variance of the second shape's embedding that the relation explains before any training, and what tokens carry.
-
-# %%
-usual = next(run for run, r in record.items()
-             if r["text"] == {"name": "t5-untrained", "options": {"seed": 0}})
-
-NAMED = {f"{part}, {tokens}": f"{part}, {LABELS[tokens]}" for part in ("side", "axis")
-         for tokens in LABELS}
-
-def row(text: dict, thousands: float, loose: float, shares: list[dict]) -> pd.Series:
+def row(text: dict, images: float, shares: list[dict]) -> pd.Series:
     """What an encoder puts on the second shape, and what its model reads."""
     told = {f"{r['part']}, {r['tokens']}": r["share"] for r in shares}
     moved = next(r["moved"] for r in shares if r["part"] == "side")
-    put = relation_in(encoded(json.dumps(text)))
-    return pd.Series({"thousand pictures": thousands, "loose": loose,
-                      "relation in the second shape": put,
-                      "change by the side": moved}
-                     | {label: told[name] for name, label in NAMED.items()})
+    out = {"encoder": text["options"]["seed"], "b": text["options"].get("bias", 2.0),
+           "thousand pictures": images / 1000,
+           "relation in the second shape": relation_in(encoded(json.dumps(text))),
+           "change by the side": moved}
+    return pd.Series(out | dict(zip(NAMED, (told[name] for name in CHOSEN))))
 
-def at_last(run: str) -> pd.Series:
-    """The last point of a run that was followed."""
-    r, last = followed[run], max(row["images"] for row in followed[run]["shares"])
-    loose = {score["images"]: score["loose"] for score in r["scores"]}
-    return row(r["text"], last / 1000, loose.get(last, float("nan")),
-               [shares for shares in r["shares"] if shares["images"] == last])
-
-rows, r = {b: at_last(run) for b, run in dosed.items()}, record[usual]
-rows[2.0] = row(r["text"], logged[usual][-1]["images"] / 1000, r["scores"]["loose"],
-                r["shares"])
-response = pd.DataFrame(rows).T
-by_dose = response.rename(index="b = {:g}".format).T
-by_dose.map("{:.3g}".format).replace("nan", "-")
+dosed = {run: r for run, r in followed.items() if r["text"]["name"] == "t5-untrained"}
+stop = min(max(point["images"] for point in r["shares"]) for r in dosed.values())
+lower = [row(r["text"], stop, [one for one in r["shares"] if one["images"] == stop])
+         for r in dosed.values()]
+usual = [{"name": "t5-untrained", "options": {"seed": seed}}
+         for seed in {r["text"]["options"]["seed"] for r in dosed.values()}]
+full_dose = [row(r["text"], logged[run][-1]["images"], r["shares"])
+             for run, r in record.items() if r["text"] in usual]
+response = pd.DataFrame(lower + full_dose).astype({"encoder": int})
+response = response.set_index(["b", "encoder"]).sort_index()
+by_run = response.T
+by_run.map("{:.3g}".format)
 
 # %% [markdown]
 # *Change by the side*: the mean square of what the opposite relation, in all tokens, changes of the expected latent. Where it is less than a
-# tenth of the largest the side is not learned yet, and the shares are shares of next to nothing; the verdicts leave such runs
-# out. That rule was made when the run at the lowest dose was seen.
+# tenth of the largest the side is not learned yet, and the shares are shares of next to nothing; figure and verdicts leave such runs
+# out. That rule was made when the first run at the lowest dose was seen.
 
 # %%
 change = response["change by the side"]
-can = response[change > change.max() / 10]
-side, word_alone = can["side, second shape"], can["side, relation word"]
-verdict({
-    "The more an encoder puts on the second shape's token, the more of the side its "
-    "model reads there": bool(side.is_monotonic_increasing),
-    "The more, the less the relation word brings by itself":
-    bool(word_alone.is_monotonic_decreasing)})
+learned_side = change > change.max() / 10
+can = response[learned_side]
+side, word_alone = (can[f"side, {LABELS[tokens]}"].unstack() for tokens in
+                    ("shape2", "relation"))
+panels = {label: can[f"side, {label}"].unstack().add_prefix("encoder ")
+          for label in (LABELS[tokens] for tokens in CARRIERS)}
+Captioned(lines(panels, "dose b", "share of the side", ylim=(-0.1, 1.03), height=2.8),
+          "What tokens carry of the side in a model's predictions, by the dose of the "
+          "position biases of its untrained T5. A line for each of the encoders.",
+          "Three line plots over the dose, one for each set of tokens.")
 
 # %%
+verdict({
+    "The higher the dose, the more of the side a model reads from the second shape's "
+    "token, with each encoder": all(side[e].dropna().is_monotonic_increasing
+                                    for e in side),
+    "The higher, the less the relation word brings by itself, with each encoder":
+    all(word_alone[e].dropna().is_monotonic_decreasing for e in word_alone)})
+
+# %%
+both_ways = side.dropna(), word_alone.dropna()
+up, down = page_trend_test(both_ways[0].T), page_trend_test(-both_ways[1].T)
+
+def spread(table: pd.DataFrame, dose: float) -> str:
+    """Mean over encoders at a dose, and the range."""
+    x = table.loc[dose]
+    return f"{x.mean():.2f} ({x.min():.2f} to {x.max():.2f})".replace(" ", NBSP)
+
+doses = list(both_ways[0].index)
+first, last = doses[0], doses[-1]
+unlearned = change[~learned_side]
 Markdown(f"""
-From dose {side.index[0]:g} to {side.index[-1]:g} the second shape's token goes from
-{side.iloc[0]:.2f} to {side.iloc[-1]:.2f} of the side, the relation word from
-{word_alone.iloc[0]:.2f} to {word_alone.iloc[-1]:.2f}. {len(side)} runs stand in one
-given order by chance once in {factorial(len(side))}. This is one encoder and one run
-a dose, and the runs above say how far runs on one encoder can be apart; the dose turns
-all that attention mixes, not the second shape's token alone. At dose
-{change.index[0]:g} the side changes the prediction by {change.iloc[0]:.3f}, at dose
-{change.index[1]:g} by {change.iloc[1]:.3f}: hardly any word order, hardly any side.
+Means over {side.shape[1]} encoders, and ranges: from dose {first:g} to {last:g} the
+second shape's token goes from {spread(side, first)} to {spread(side, last)} of the
+side, the relation word from {spread(word_alone, first)} to
+{spread(word_alone, last)}. Page's test of the order of {len(doses)} doses within
+encoders: p = {up.pvalue:.4f} and {down.pvalue:.4f}. The dose turns all that attention
+mixes, not the second shape's token alone. The side is not learned after
+{stop / 1000:.0f} thousand pictures in {len(unlearned)} of {len(response)} runs, at dose
+{', '.join(f"{b:g}" for b in unlearned.index.unique("b"))}: there it changes the
+prediction by {unlearned.min():.3f} to {unlearned.max():.3f}, elsewhere by
+{change[learned_side].min():.3f} and more. Hardly any word order, hardly any side.
 """)
 
 # %% [markdown]

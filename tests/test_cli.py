@@ -137,7 +137,11 @@ HUGE = str(10 ** 30)
     (["train", "--recipe", "slow"], ["'slow'", "biased", "paper"]),
     (["train", "--vae", "no-such-vae"], ["no-such-vae"]),
     (["train", "--threads", "0"], ["'--threads'", "greater than or equal to 1"]),
-    (["dance"], ["'dance'"]), (["evaluat"], ["'evaluat'", "'evaluate'"]),
+    (["heatmap", "--prompt", "", "--word", "above"], ["the prompt is empty"]),
+    (["train", "-p", "noise=7"], ["noise", "noise.high", "widen"]),
+    (["sample", "red square", "--model", "stacked/nope"], ["no model 'stacked/nope'", "stacked/minilm-3"]),
+    (["population", "rte", "nano", "rte"], ["rte", "named twice"]),
+    (["dance"], ["'dance'", "train-vae", "run-book"]), (["evaluat"], ["'evaluat'", "'evaluate'"]),
 ])
 def test_bad_input_is_one_line_exit_2_and_writes_nothing(arguments, needles, saved, capsys, tmp_path):
     code = main([str(saved) if a == SAVED else a for a in arguments])
@@ -265,6 +269,12 @@ def test_a_folder_of_an_encoder_is_kept_by_its_full_path(monkeypatch, no_work):
     assert asked == [("t5", {"name": str(Path("my/t5").resolve())})]
 
 
+def test_without_a_command_it_says_how_to_be_used(capsys):
+    assert main([]) == 0
+    told = capsys.readouterr().out.strip().splitlines()
+    assert told[0].startswith("Usage:") and any(line.strip().startswith("heatmap ") for line in told)
+
+
 def test_the_shipped_models_are_listed(capsys):
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
@@ -298,9 +308,13 @@ def test_analyses_write_their_tables(saved):
     ("circuit --limit 2", "2 prompts are too few"), ("edges --limit 7", "7 prompts are too few"), ("edges --readers L1", "head 'L1' is not of the form"),
     ("fused --limit 3", "3 prompts are too few"), ("fused --tokens shape2 verb", "role 'verb' is unknown"),
     ("edges --relation L0H0 L9H9", "head L9H9 is out of range"), ("edges --readers L2H1 L9H8", "head L9H8 is out of range"),
+    ("ablate --role relation --kind zero", "role 'relation' is hidden and no output ablated; leave out kind 'zero'"),
+    ("ablate --kind mean --locator detector", "kind 'mean' cannot be used here; choose from zero, the only one with a locator"),
+    ("screen --prompts 22 --prompts-file Makefile", "leave one of them out"), ("screen --prompts-file latin.txt", "latin.txt is no text in UTF-8"),
     ("fused --tokens verb", "role 'verb' is unknown"), ("screen --model nowhere", "no model 'nowhere'"),
 ])
 def test_analyses_refuse_in_one_line(line, message, capsys):
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
     assert main([*line.split(), "--json", "out.json"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not Path("out.json").exists()

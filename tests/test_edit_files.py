@@ -70,7 +70,9 @@ def test_analyses_of_a_model_under_edits_add_theirs(tiny):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("{", "holds no edits"), ("[]", "holds no edits"), ('{"edits": [{"heads": ["L0H0"]}]}', "missing 1 required .* 'kind'"),
+    ("{", "holds no edits"), ("[]", "edits must be a list of at least one object"), ('{"edits": "zero"}', "edits must be a list"),
+    ('{"edits": []}', "edits must be a list of at least one"), ('{"edits": [{"kind": "zero", "heads": []}]}', r"heads are \[\]"),
+    ('{"edits": [{"kind": "zero", "steps": []}]}', r"steps are \[\]"), ('{"edits": [{"heads": ["L0H0"]}]}', "missing 1 required .* 'kind'"),
     ('{"edits": [{"kind": "melt"}]}', "kind 'melt' is unknown; choose from zero, hide"),
     ('{"edits": [{"kind": "zero", "when": [1]}]}', "key 'when' is unknown; choose from kind, heads, words, steps, branch"),
     ('{"edits": [{"kind": "hide"}]}', "hide needs at least one"), ('{"edits": [{"kind": "zero", "words": ["a"]}]}', "zero has none"),

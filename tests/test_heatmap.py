@@ -97,7 +97,7 @@ def test_the_commands_write_maps_and_check_a_pipeline(folder, tmp_path, capsys, 
     line = ["heatmap", "--model", str(folder), "--prompt", PROMPT, "--word", "above", "--out", str(out)]
     assert main([*line, "--heads", "L1H0", "L2H1"]) == 0
     assert np.load(out / "maps.npy").shape == (2, 16, 16)
-    assert main(line) == 0
+    assert main([*line, "--heads", "all"]) == 0
     assert np.load(out / "maps.npy").shape == (6, 16, 16)
     assert Image.open(out / "overlay.png").size == Image.open(out / "picture.png").size == (256, 256)
     assert (out / "heads.png").stat().st_size > 5_000

@@ -17,8 +17,9 @@ from spatial_circuits.hooks.edits import Ablate, AddResidual, MaskKeys
 from spatial_circuits.hooks.readers import Patterns
 from spatial_circuits.live import bundle, contents, graphs, runtime
 from spatial_circuits.model.export import random_pipeline
+from spatial_circuits.model.manifest import verify
 from spatial_circuits.model.noise import Noise
-from spatial_circuits.model.store import load, save_model, verify
+from spatial_circuits.model.store import load, save_model
 from spatial_circuits.model.transformer import predict
 from spatial_circuits.text.encoders import encoder
 from spatial_circuits.text.random_tokens import FusedTokenEncoder, RandomTokenEncoder

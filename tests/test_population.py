@@ -26,7 +26,8 @@ from spatial_circuits.claims.population import (
 from spatial_circuits.cli import main
 from spatial_circuits.model import collections, store
 from spatial_circuits.model.collections import WORKFLOW, collected, packed_entry, packed_weights
-from spatial_circuits.model.store import find_model, load, names, verify
+from spatial_circuits.model.manifest import verify, write_manifest
+from spatial_circuits.model.store import find_model, load, names
 
 
 def exchange(side: dict, axis: dict) -> list[dict]:
@@ -172,7 +173,7 @@ def test_a_harmed_pack_is_refused(pack):
         load("few/one")
     with pytest.raises(ValueError, match="no packed model 'few/two'; choose from few/one"):
         packed_weights("few/two")
-    with pytest.raises(ValueError, match="no model 'few/two'; choose from .*rte"):
+    with pytest.raises(ValueError, match="no model 'few/two'; choose from few/one"):
         load("few/two")
 
 
@@ -201,6 +202,7 @@ def test_a_card_says_what_the_files_say(saved, tmp_path):
     (folder / "recipe.json").write_text(json.dumps({**json.loads((folder / "recipe.json").read_text()), "size": "toy", "steps": 5, "batch": 4,
                                                     "seed": 3, "first_up": 0.5}))
     (folder / "exchange.json").write_text(json.dumps({"exchange": exchange(PAIR, WORD)}))
+    write_manifest(folder)
     page = write_card(folder).read_text()
     for words in ("mine", "`rte`: random token embeddings", "2 layers of 2 heads, width 16", "20 drawn pictures", "no bias in the order",
                   "`none: untrained`", "Not evaluated", "side of the relation from: only both"):
@@ -219,9 +221,11 @@ def test_the_cards_that_ship_are_those_of_the_files():
         verify(folder)
 
 
-def test_a_shipped_model_keeps_its_name_by_a_relative_path(monkeypatch):
+def test_a_model_keeps_its_name_by_a_relative_path(monkeypatch, tmp_path):
     monkeypatch.chdir(store.HERE.parent)
     assert folder_name(Path("pretrained/rte")) == folder_name(find_model("rte")) == "rte"
+    monkeypatch.chdir(tmp_path.parent)
+    assert folder_name(Path(tmp_path.name)) == f"{tmp_path.parent.name}/{tmp_path.name}"          # was "/" and the name
 
 
 def test_all_models_that_ship_stay_small():

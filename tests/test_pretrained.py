@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from test_files import small_disk
 
 from spatial_circuits.model import store as pretrained
+from spatial_circuits.model.manifest import verify, write_manifest
 from spatial_circuits.model.noise import Noise
 from spatial_circuits.model.store import (
     HERE,
@@ -17,8 +18,6 @@ from spatial_circuits.model.store import (
     names,
     save_model,
     save_vae,
-    verify,
-    write_manifest,
 )
 from spatial_circuits.model.vae import VAE
 from spatial_circuits.text.encoders import ENCODERS, load_encoder

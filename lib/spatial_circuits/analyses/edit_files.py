@@ -43,6 +43,9 @@ class EditSpec:
         if bool(self.words) != (self.kind == "hide"):
             raise ValueError(f"words are {self.words!r} for kind {self.kind!r}; "
                              "hide needs at least one, zero has none")
+        for name, chosen in (("heads", self.heads), ("steps", self.steps)):
+            if chosen == []:
+                raise ValueError(f"{name} are [], so that nothing would be done; null means all")
         Ablate([parse_head(head) for head in self.heads or []], steps=self.steps,
                branch=self.branch)                               # refuses steps and branches
 
@@ -56,7 +59,10 @@ def load_edits(path: str | Path) -> list[EditSpec]:
     """Interventions of a JSON file. Raises ValueError, naming the file, for another form."""
     known = [field.name for field in fields(EditSpec)]
     try:
-        edits = json.loads(Path(path).read_text())["edits"]
+        record = json.loads(Path(path).read_text())
+        edits = record.get("edits") if isinstance(record, dict) else None
+        if not edits or not isinstance(edits, list) or not all(isinstance(e, dict) for e in edits):
+            raise ValueError("edits must be a list of at least one object")
         for key in (key for edit in edits for key in edit if key not in known):
             raise ValueError(f"key {key!r} is unknown; choose from {', '.join(known)}")
         return [EditSpec(**edit) for edit in edits]

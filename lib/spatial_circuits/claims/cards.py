@@ -10,12 +10,13 @@ from typing import Any
 
 from ..files import write_text
 from ..model.collections import collected, packed_entry
-from ..model.store import find_model, names, write_manifest
+from ..model.manifest import CARD, add_measured, verify
+from ..model.store import find_model, names
 from . import claims
 from .judges import span
 from .population import encoder_words, folder_name, reading, readings
 
-CARD = "README.md"
+TITLE = "# Model card: "
 WHAT = {"rte": "random token embeddings with a position code",
         "rte-nopos": "random token embeddings without a position code: a bag of words",
         "rte-fused": "random token embeddings, a dose of the relation on the second shape's token",
@@ -86,7 +87,7 @@ def card(folder: Path) -> str:
             "trained on": f"{recipe['steps'] * recipe['batch']:,} drawn pictures of two objects, "
                           f"{recipe['steps']:,} steps of {recipe['batch']}; captions: {bias}",
             "training seed": str(recipe["seed"]), "command": f"`{command}`"}
-    parts = [f"# Model card: {folder_name(folder)}",
+    parts = [f"{TITLE}{folder_name(folder)}",
              "A small text-to-image diffusion transformer that places two objects, trained from "
              "scratch to be taken apart. It draws nothing else, and is of use for research and "
              "teaching alone. This page is written by `spatial-circuits card`.",
@@ -100,10 +101,17 @@ def card(folder: Path) -> str:
 
 
 def write_card(folder: Path) -> Path:
-    """Write the card into the folder, then the manifest, which takes in card and tables."""
-    write_text(folder / CARD, card(folder))
-    write_manifest(folder)
-    return folder / CARD
+    """Write the card into the folder, then the manifest, which takes in card and tables.
+
+    Raises ValueError for a model that is damaged, and for a README.md that is no card.
+    """
+    verify(folder, measured=False)
+    path = folder / CARD
+    if path.exists() and not path.read_text().startswith(TITLE):
+        raise ValueError(f"{path} is no card and would be lost; move it")
+    write_text(path, card(folder))
+    add_measured(folder, {CARD, *(f"{name}.json" for name in ("evaluation", *claims.FILES))})
+    return path
 
 
 def _load_name(folder: Path) -> str:

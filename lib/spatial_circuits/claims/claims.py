@@ -18,7 +18,8 @@ import pandas as pd
 
 from ..analyses.intervals import summarise
 from ..data.metrics import ceiling, prompt_set
-from ..model.store import HERE, read_record
+from ..model.manifest import read_record
+from ..model.store import HERE
 from ..training.log import read_log
 from . import judges
 from .judges import TUNED, Evidence, judged

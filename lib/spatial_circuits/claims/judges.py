@@ -62,15 +62,17 @@ def _row(rows: Sequence[dict], **wanted) -> dict:
 def sure(row: dict) -> dict:
     """A share's row, with Wilson's interval over prompts where a bootstrap has none, as all or none
     of them succeeded."""
-    if "n_prompts" not in row or row["low"] < row["high"]:
+    if "n_prompts" not in row or (row["low"] is not None and row["low"] < row["high"]):
         return row
     low, high = wilson_edges(row["mean"], row["low"], row["high"], row["n_prompts"])
     return {**row, "low": low, "high": high}
 
 
 def span(row: dict, digits: int = 2) -> str:
-    """The interval of a row in words; nothing if it has none."""
-    return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if "low" in row else ""
+    """The interval of a row in words; nothing if it has none, as that of a single prompt."""
+    if row.get("low") is None:
+        return ""
+    return f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def mean_and_range(row: dict) -> str:
@@ -89,7 +91,8 @@ def best_share(scores: dict) -> float:
     """The share of the ceiling that loose may have: the upper end of its interval, if there is one.
     A claim that it is reached falls, and one that it is missed stands, only if this is below."""
     loose = scores["loose"]
-    return loose.get("high", loose["mean"]) / loose["ceiling"] if loose["ceiling"] else 0.0
+    high = loose["mean"] if loose.get("high") is None else loose["high"]
+    return high / loose["ceiling"] if loose["ceiling"] else 0.0
 
 
 def bag_of_words(scores: dict) -> Evidence:

@@ -61,8 +61,8 @@ def folder_name(folder: Path) -> str:
     it ships with the package; else COLLECTION/NAME."""
     if folder.name == "model":
         return folder.parent.name
-    shipped = folder.resolve().parent == HERE.resolve()
-    return folder.name if shipped else f"{folder.parent.name}/{folder.name}"
+    whole = folder.resolve()
+    return folder.name if whole.parent == HERE.resolve() else f"{whole.parent.name}/{whole.name}"
 
 
 def how_often(rows: pd.DataFrame, by: Sequence[str] = ("claim", "group")) -> pd.DataFrame:
@@ -166,7 +166,13 @@ def reading_counts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def population_record(folders: Sequence[Path]) -> dict:
-    """All of the above as plain numbers for JSON; infinity (never learned) as null."""
+    """All of the above as plain numbers for JSON; infinity (never learned) as null.
+
+    Raises ValueError for a run that is named twice, which is one run still.
+    """
+    whole = [folder.resolve() for folder in folders]
+    if twice := [folder for folder in whole if whole.count(folder) > 1]:
+        raise ValueError(f"{twice[0]} is named twice; name each run once")
     verdicts, learned = verdict_rows(folders), order_of_learning(folders)
     read = reading_rows(folders)
     tables = {"verdicts": verdicts, "claims": how_often(verdicts), "order": learned,

@@ -137,11 +137,14 @@ def run_ablate(model: Model, prompts: Sequence[str], per_prompt: int = 1, seed: 
     role hidden from them (chapter 9). With a locator for any model and any two things, by zero
     ablation, which `chunks` keep, else by mean ablation where no kind is said.
 
-    Raises ValueError for a head, role, step or kind that does not exist.
+    Raises ValueError for a head, role, step or kind that does not exist, or a role and a kind.
     """
+    if role and kind:
+        raise ValueError(f"role {role!r} is hidden and no output ablated; leave out kind {kind!r}")
     kind = kind or ("mean" if locate is None else "zero")
     if kind not in (("mean", "zero") if locate is None else ("zero",)):
-        raise ValueError(f"kind {kind!r} is unknown; choose from mean, zero; zero with a locator")
+        raise ValueError(f"kind {kind!r} cannot be used here; choose from " + (
+            "mean, zero" if locate is None else "zero, the only one with a locator"))
     check_when(model, when)
     if locate is None:
         require_scored(model, prompts)

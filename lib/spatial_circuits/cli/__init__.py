@@ -27,7 +27,7 @@ INTERRUPTED, TERMINATED = 130, 143  # exit statuses, as of a shell
 SEVERAL = ("--heads", "--when", "--relation", "--readers", "--tokens")   # `--heads L1H3 L2H0`
 
 app = typer.Typer(name="spatial-circuits", rich_markup_mode=None, add_completion=False,
-                  pretty_exceptions_enable=False, no_args_is_help=True,
+                  pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
 for function in (*TRAINING, *ANALYSES, *DRAWING, *LIVING, *ZOO, *RUNNING):
     app.command(function.__name__.strip("_").replace("_", "-"))(function)
@@ -58,14 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
     A ValueError or OSError becomes one line on stderr and status 2; `--debug` shows its traceback.
     Ctrl-C is one line and 130, SIGTERM 143: both let what runs put its things away.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     settings.update(debug=False)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         line = shlex.join(["spatial-circuits", *arguments])
         status = app(_spread(arguments), standalone_mode=False, obj=line) or 0
     except TyperException as error:
-        return _complain(error.format_message(), error.exit_code)
+        message = error.format_message()
+        if message.startswith("No such command"):
+            message += f" Choose from {', '.join(c.name or '' for c in app.registered_commands)}."
+        return _complain(message, error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except (ValueError, OSError) as error:

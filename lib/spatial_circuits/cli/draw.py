@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..files import check_file, writing
-from .options import Count, Device, Dtype, EditFile, Name, SeedOption, open_model
+from .options import AnyHeads, Count, Device, Dtype, EditFile, Name, SeedOption, open_model
 
 
 def _sample(prompt: str, model: Name = "rte", count: Count = 4, seed: SeedOption = 0,
@@ -65,11 +65,13 @@ def _heatmap(
     prompt: Annotated[str, typer.Option(help="what to draw")],
     word: Annotated[str, typer.Option(help="a word of the prompt, or several in a row")],
     model: Name = "rte",
-    heads: Annotated[list[str] | None, typer.Option(metavar="L0H0 ...", help="or all")] = None,
+    heads: AnyHeads = None,
     seed: SeedOption = 0, out: Annotated[Path, typer.Option(help="a folder")] = Path("heatmap"),
     edit: EditFile = None, device: Device = "auto", dtype: Dtype = None,
 ) -> None:
     """Where heads look at a word: maps.npy, picture.png, overlay.png, and heads.png with all."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; try 'red square is above blue circle'")
     check_file(out / "maps.npy")
     net = open_model(model, device, edit=edit, dtype=dtype)
     import numpy as np
@@ -79,9 +81,10 @@ def _heatmap(
     from ..analyses.heatmap import heatmap
     from ..book.head_figures import attention_rows
     from ..files import writing
-    found = heatmap(net, prompt, word, [parse_head(h) for h in heads] if heads else None, seed)
+    chosen = [parse_head(h) for h in heads] if heads and heads != ["all"] else None
+    found = heatmap(net, prompt, word, chosen, seed)
     rows, titles = {word: found.maps}, [head_name(*head) for head in found.heads]
-    if not heads:
+    if chosen is None:
         layers, count = layers_and_heads(net)
         rows = {f"L{i}": maps for i, maps in enumerate(found.maps.chunk(layers))}
         titles = [f"H{i}" for i in range(count)]

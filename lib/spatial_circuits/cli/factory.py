@@ -8,7 +8,8 @@ from pathlib import Path
 
 import typer
 
-from ..files import check_file, write_json
+from ..files import write_json
+from ..model.manifest import check_table
 from .options import (
     Device,
     Dtype,
@@ -27,12 +28,19 @@ def first_prompts(prompts: str, limit: int | None, spread: bool = False,
                   file: Path | None = None) -> list[str]:
     """The first `limit` prompts of a set or a file, or as many spread over it."""
     from ..data.metrics import prompt_set
-    lines = prompt_set(prompts) if file is None else file.read_text().splitlines()
+    lines = prompt_set(prompts) if file is None else _lines_of(file)
     chosen = [line.strip() for line in lines if line.strip()]
     if not chosen:
         raise ValueError(f"{file} holds no prompt; write one a line")
     stride = max(1, len(chosen) // (limit or len(chosen))) if spread else 1
     return chosen[::stride][:limit]
+
+
+def _lines_of(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error}") from error
 
 
 def analysis(run: Callable[..., dict], spread: bool = False, fast: bool = True,
@@ -53,9 +61,11 @@ def analysis(run: Callable[..., dict], spread: bool = False, fast: bool = True,
     def command(context, model, prompts, limit, json, device, prompts_file, dtype, precise=True,
                 edit=None, **options) -> None:
         if json:
-            check_file(json)
+            check_table(json)
         if precise and dtype not in (None, "fp32") and "precise" in shared:
             raise ValueError(f"--precise is fp32; leave it out, or --dtype {dtype}")
+        if prompts_file and context.get_parameter_source("prompts").name == "COMMANDLINE":
+            raise ValueError("--prompts-file takes the place of --prompts; leave one of them out")
         from ..analyses.chunks import process
         number, count = process()
         if count > 1 and not options.get("chunks"):

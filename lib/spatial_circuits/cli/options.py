@@ -19,7 +19,7 @@ EditFile = Annotated[Path | None, typer.Option("--edit", metavar="FILE",
 HeadNames = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
                                                      help="default: the circuit's")]
 AnyHeads = Annotated[list[str] | None, typer.Option(metavar="L0H0 ...",
-                                                    help="default: every head, each alone")]
+                                                    help="default: all, each alone")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE",
                                               help="write the table to this file")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only this many prompts")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_folder
+from ..model.manifest import check_replaced
 from ..parameters import parse_parameters
 from .options import Count, Device, SeedOption, torch_device
 
@@ -14,8 +14,8 @@ CORES = os.cpu_count() or 1
 
 def _train(
     context: typer.Context,
-    encoder: Annotated[str, typer.Option(help="rte, rte-nopos, minilm, t5-untrained, t5, clip, "
-                                              "or a hub name or folder of a T5")] = "rte",
+    encoder: Annotated[str, typer.Option(help="rte, rte-nopos, rte-fused, minilm, t5-untrained, "
+                                              "t5, clip, or a hub name or folder of a T5")] = "rte",
     encoder_option: Annotated[list[str] | None, typer.Option(
         metavar="NAME=VALUE", help="an option of the text encoder")] = None,
     recipe: Annotated[str, typer.Option(help="noise-first, biased or paper")] = "noise-first",
@@ -52,9 +52,9 @@ def _train(
     plan = override_recipe(RECIPES[recipe], changes)
     text = text_record(encoder, options)
     folder = out or Path("runs") / f"{Path(encoder).name}-{plan.seed}"
-    check_folder(folder / "model")
-    print(f"training {encoder} ({plan.size}, {plan.steps:,} steps of {plan.batch}) in {folder}")
+    check_replaced(folder / "model", "text.json")
     coder, codec = build_encoder(text["name"], **text["options"]), load_vae(vae)
+    print(f"training {encoder} ({plan.size}, {plan.steps:,} steps of {plan.batch}) in {folder}")
     model = train(plan, coder, codec, folder, resume=resume, device=place, text=text,
                   evaluate=monitor(plan.noise, coder, codec), evaluate_every=evaluate_every,
                   checkpoint_every=checkpoint_every, wait=wait, keep=keep)
@@ -67,7 +67,7 @@ def _train(
 def _train_vae(context: typer.Context, steps: Count = 1600, seed: SeedOption = 0,
               out: Path = Path("runs/vae"), device: Device = "auto") -> None:
     """Train the small VAE from scratch (minutes)."""
-    check_folder(out)
+    check_replaced(out, "config.json")
     place = torch_device(device)
     import torch
 

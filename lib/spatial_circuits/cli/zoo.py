@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..files import check_file, write_json
+from ..files import write_json
+from ..model.manifest import check_table
 from .options import Json
 
 Folders = Annotated[list[str], typer.Argument(metavar="MODEL...", help="names of models, or "
@@ -14,7 +15,7 @@ Folders = Annotated[list[str], typer.Argument(metavar="MODEL...", help="names of
 def _judge(context: typer.Context, model: str, json: Json = None) -> None:
     """What a model's tables say about the claims."""
     if json:
-        check_file(json)
+        check_table(json)
     from ..claims.claims import verdicts
     from ..model.store import find_model
     folder = find_model(model)
@@ -30,7 +31,7 @@ def _judge(context: typer.Context, model: str, json: Json = None) -> None:
 def _population(context: typer.Context, models: Folders, json: Json = None) -> None:
     """How often each claim holds over training runs, with Wilson's intervals; order of learning."""
     if json:
-        check_file(json)
+        check_table(json)
     import pandas as pd
 
     from ..claims.population import population_record

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ..caches import cache_folder
 from ..claims.population import circuit_heads, injection_layer
-from ..files import check_folder, replacing_folder, write_text
+from ..files import replacing_folder, write_text
+from ..model.manifest import check_replaced, write_manifest
 from ..model.pipeline import Model
-from ..model.store import load, write_manifest
+from ..model.store import load
 from ..text.identity import tensors_hash
 from .contents import language, model_contents, packed_bytes, packed_graph
 from .graphs import decoder_graph, transformer_graph
@@ -38,7 +39,7 @@ def write_live(folder: str | Path, models: Sequence[str] = LIVE_MODELS, page: st
     """
     if not models:
         raise ValueError("no model is named; give at least one")
-    check_folder(folder)
+    check_replaced(folder, "index.js")
     nets, key = _loaded(models), _code_key()
     runtime, assets = runtime_folder(), files("spatial_circuits.live") / "assets"
     script, module, wasm = (runtime / name for name in RUNTIME_FILES)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..caches import cache_folder
 from ..files import replacing_folder
-from ..model.store import verify, write_manifest
+from ..model.manifest import verify, write_manifest
 
 RUNTIME = "onnxruntime-web@1.30.0"
 INTEGRITY = ("sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR"

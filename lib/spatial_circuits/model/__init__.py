@@ -11,7 +11,8 @@ pipeline     `Model`: encoder, transformer, solver and VAE in one
 compiling    torch.compile where it works: training, and sampling of many pictures
 stock        any diffusers pipeline around a PixArt transformer as a `Model`
 export       our models as stock diffusers saves them; pipelines with random weights
-store        the shipped models: `load`, `save_model`, manifests of hashes
+manifest     hashes of a folder's files: what is the model, and what was measured of it
+store        the shipped models: `load`, `save_model`
 collections  models of a checkout's workflow folder, by COLLECTION/NAME, also packed ones
 
 A new size is a line in `transformer.SIZES`, a new noise process a path in `noise.Noise`.

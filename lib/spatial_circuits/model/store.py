@@ -18,11 +18,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
 from ..caches import cache_folder
-from ..files import check_folder, recover_folder, replacing_folder
+from ..files import recover_folder, replacing_folder
 from ..memory import keep_freed_memory
 from ..text.encoders import complete_record, load_encoder
 from ..text.identity import tensors_hash
 from .collections import WORKFLOW, collected, packed_entry, packed_weights
+from .manifest import check_replaced, read_record, verify, write_manifest
 from .noise import Noise
 from .pipeline import Model
 from .stock import load_pipeline
@@ -31,7 +32,6 @@ from .vae import VAE
 
 HERE = Path(__file__).parents[1] / "pretrained"
 VAE_FOLDER = HERE / "vae"
-_READ = ("text.json", "recipe.json", "model.json", "config.json", "scheduler_config.json")
 
 
 def names() -> list[str]:
@@ -48,6 +48,9 @@ def find_model(name: str | Path) -> Path:
             return folder
     if entry := packed_entry(name):
         return _unpacked(str(name), entry)
+    of_its_own = [n for n in collected() if n.startswith(f"{Path(name).parent}/")]
+    if of_its_own:
+        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(of_its_own)}")
     more = "; `spatial-circuits models` lists others" if collected() else ""
     raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} "
                      f"or give a model's folder{more}")
@@ -91,7 +94,7 @@ def load(name: str | Path, vae: str | Path | None = None, dtype: str | None = No
     if dtype is not None:
         raise ValueError(f"dtype {dtype!r} is for diffusers pipelines; {name} runs in float32, and "
                          "`Model.fast` gives it in bf16")
-    verify(folder)
+    verify(folder, measured=False)
     keep_freed_memory()
     text, noise = read_record(folder / "text.json"), _noise(folder / "recipe.json")
     try:
@@ -116,9 +119,9 @@ def is_pipeline(name: str | Path) -> bool:
         return False
     try:
         find_model(name)
-        return False
     except ValueError:
-        return True
+        return not any(n.startswith(f"{Path(name).parent}/") for n in collected())
+    return False
 
 
 def load_vae(name: str | Path | None = None) -> VAE:
@@ -147,9 +150,9 @@ def save_model(folder: str | Path, transformer: PixArtTransformer2DModel, text: 
     trained with, None for the shipped one. precision: that of training, resolved. tables: records
     of analyses, by name. Replaces `folder` as a whole. Raises ValueError, before anything is
     replaced, for a text that does not load or has another dimension, weights that fp16 cannot hold,
-    and a folder that holds files of one's own.
+    and a folder that holds files of one's own, or things of another kind.
     """
-    check_folder(folder)
+    check_replaced(folder, "text.json")
     record, encoder = complete_record(text)
     _check_dim(encoder, transformer, "text")
     noise = noise or _noise(Path(run or "") / "recipe.json")
@@ -178,8 +181,10 @@ def save_model(folder: str | Path, transformer: PixArtTransformer2DModel, text: 
 def save_vae(folder: str | Path, model: Any, log: list[dict], command: str) -> Path:
     """Write a trained VAE in fp16 with its log (JSONL), its command and a manifest.
 
-    Replaces `folder` as a whole. Raises ValueError for one that holds files of one's own.
+    Replaces `folder` as a whole. Raises ValueError for one that holds files of one's own, or things
+    of another kind.
     """
+    check_replaced(folder, "config.json")
     with replacing_folder(folder) as partial:
         _half(model).save_pretrained(partial)
         (partial / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
@@ -230,49 +235,8 @@ def _check_dim(encoder: Any, transformer: PixArtTransformer2DModel, where: str |
                          f"the transformer reads {wanted}")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming a file that is missing or damaged, or that holds
-    something else or an empty one."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is missing or damaged: {error}; restore the file") from error
-    if not isinstance(record, dict) or not record:
-        raise ValueError(f"{path} is damaged: it holds no JSON object or an empty one; restore it")
-    return record
-
-
 def _noise(path: Path) -> Noise:
     try:
         return Noise(**read_record(path)["noise"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} tells no noise process: {error!r}; restore the file") from error
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    found = {p.relative_to(folder).as_posix(): p for p in files}
-    found.pop("manifest.json", None)
-    return {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in found.items()}
-
-
-def write_manifest(folder: Path) -> None:
-    """Record the sha256 of every file under `folder` in its manifest.json."""
-    (folder / "manifest.json").write_text(json.dumps(_hashes(folder), indent=1))
-
-
-def verify(folder: Path) -> None:
-    """Raises ValueError naming the first file that is missing, not listed, or has another hash."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise ValueError(f"{folder} has no manifest.json; save the model again or restore the file")
-    manifest, found = read_record(path), _hashes(folder)
-    for name, wanted in manifest.items():
-        if name not in found:
-            raise ValueError(f"{folder / name} is missing; restore it")
-        if found[name] != wanted:
-            raise ValueError(f"{folder / name} is damaged or was changed: sha256 {found[name]}, "
-                             f"expected {wanted}")
-    for name in found.keys() - manifest.keys():
-        if name.endswith(".safetensors") or Path(name).name in _READ:
-            raise ValueError(f"{folder / name} is not listed in {path}; restore the manifest")

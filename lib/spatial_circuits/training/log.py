@@ -26,11 +26,16 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """The records of a training log; a last line cut short by a kill is left out."""
-    records = []
-    for line in Path(path).read_text().splitlines():
+    """The records of a training log; a last line cut short by a kill is left out.
+
+    Raises ValueError, naming file and line, for another line that is no JSON.
+    """
+    records, lines = [], Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path} is damaged in line {number}: {error}; restore the file "
+                                 "or take the line out") from error
     return records

@@ -65,12 +65,14 @@ def override_recipe(recipe: Recipe, changes: dict) -> Recipe:
     """
     noise = {k[6:]: v for k, v in changes.items() if k.startswith("noise.")}
     plain = {k: v for k, v in changes.items() if not k.startswith("noise.")}
+    allowed = [f.name for f in fields(recipe) if f.name != "noise"]
+    allowed += [f"noise.{f.name}" for f in fields(recipe.noise)]
     for target, given, prefix in ((recipe.noise, noise, "noise."), (recipe, plain, "")):
         known = {f.name: getattr(target, f.name) for f in fields(target) if f.name != "noise"}
         for name, value in given.items():
             if name not in known:
                 raise ValueError(f"unknown recipe field {prefix}{name}; "
-                                 f"choose from {', '.join(sorted(known))}")
+                                 f"choose from {', '.join(sorted(allowed))}")
             wanted = type(known[name])
             if type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise ValueError(f"recipe field {prefix}{name} is {value!r}; "
