@@ -71,3 +71,15 @@ def test_the_record_of_the_book_holds_runs_and_their_forks():
             seen = [{r["images"]: r["moved"] for r in each["shares"] if r["tokens"] == "relation"}
                     for each in (run, record[parent["run"]])]
             assert min(seen[0]) == parent["images"] and seen[0][parent["images"]] == seen[1][parent["images"]]
+
+
+def test_the_record_holds_a_run_of_each_encoder_at_each_dose():
+    """By encoder with one seed, so that scenes, noise and first weights are the same at every dose."""
+    record = json.loads((TOP / "book" / "followed.json").read_text())
+    dosed = [r for r in record.values() if r["text"]["name"] == "t5-untrained"]
+    found = {(r["text"]["options"]["bias"], r["text"]["options"]["seed"], r["seed"]) for r in dosed}
+    assert len(dosed) == 9 and found == {(b, drawn, drawn + 2) for b in (0.1, 0.5, 1.0) for drawn in (0, 1, 2)}
+    last = {max(row["images"] for row in r["shares"]) for r in dosed}
+    assert min(last) == 1280 * 128
+    stop = [[row for row in r["shares"] if row["images"] == min(last)] for r in dosed]
+    assert all(len(rows) == len(stop[0]) for rows in stop)
