@@ -521,7 +521,7 @@ full_dose = [row(r["text"], logged[run][-1]["images"], r["shares"])
 response = pd.DataFrame(lower + full_dose).astype({"encoder": int})
 response = response.set_index(["b", "encoder"]).sort_index()
 turned = sorted({r["text"]["options"]["seed"] for r in dosed.values()})
-by_run = response.loc[pd.IndexSlice[:, turned], :].T
+by_run = response.loc[pd.IndexSlice[:, turned], :]
 by_run.map("{:.3g}".format)
 
 # %% [markdown]
@@ -596,7 +596,7 @@ reads {most['y']:.2f} of the side from a token of which the relation explains
 
 The side is not learned after {stop / 1000:.0f} thousand pictures in {len(waiting)} of
 {len(response)} runs, at dose {at}: there it changes the prediction by
-{waiting.min():.3f} to {waiting.max():.3f}, elsewhere by
+{waiting.min():.4f} to {waiting.max():.4f}, elsewhere by
 {change[learned_side].min():.3f} and more. Hardly any word order, hardly any side.
 """)
 
