@@ -507,7 +507,7 @@ def row(text: dict, images: float, shares: list[dict]) -> pd.Series:
     told = {f"{r['part']}, {r['tokens']}": r["share"] for r in shares}
     moved = next(r["moved"] for r in shares if r["part"] == "side")
     out = {"encoder": text["options"]["seed"], "b": text["options"].get("bias", 2.0),
-           "thousand pictures": images / 1000,
+           "thousand pictures": round(images / 1000),
            "relation in the second shape": relation_in(encoded(json.dumps(text))),
            "change by the side": moved}
     return pd.Series(out | dict(zip(NAMED, (told[name] for name in CHOSEN))))
@@ -518,11 +518,12 @@ lower = [row(r["text"], stop, [one for one in r["shares"] if one["images"] == st
          for r in dosed.values()]
 full_dose = [row(r["text"], logged[run][-1]["images"], r["shares"])
              for run, r in record.items() if r["text"]["name"] == "t5-untrained"]
-response = pd.DataFrame(lower + full_dose).astype({"encoder": int})
+response = pd.DataFrame(lower + full_dose)
+response = response.astype({"encoder": int, "thousand pictures": int})
 response = response.set_index(["b", "encoder"]).sort_index()
 turned = sorted({r["text"]["options"]["seed"] for r in dosed.values()})
 by_run = response.loc[pd.IndexSlice[:, turned], :]
-by_run.map("{:.3g}".format)
+by_run.round(3)
 
 # %% [markdown]
 # *Change by the side*: the mean square of what the opposite relation, in all tokens, changes of the expected latent. Where it is less than a
