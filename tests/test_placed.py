@@ -213,7 +213,7 @@ def test_the_commands_run_a_prompts_file_on_a_pipeline(folder, tmp_path, capsys)
     record = json.loads((tmp_path / "ablation.json").read_text())
     assert record["kind"] == "zero" and {e["metric"] for e in record["effects"]} == {"found", "placed"}
     capsys.readouterr()
-    for wrong, message in ((["ablate", *line, "--kind", "mean"], "zero with a locator"),
+    for wrong, message in ((["ablate", *line, "--kind", "mean"], "zero, the only one with a locator"),
                            (["ablate", *line[:4]], "our detector does not know 'cat'"),
                            (["synopsis", *line, "--step", "0"], "with a locator it must be mean"),
                            (["synopsis", "--prompts-file", str(tmp_path / "none.txt")], "none.txt")):

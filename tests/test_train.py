@@ -273,7 +273,7 @@ def test_override_reaches_every_level_and_takes_integers_for_floats():
 
 @pytest.mark.parametrize("changes, message", [
     ({"stepz": 5}, "unknown recipe field stepz; choose from .*steps"),
-    ({"noise.hi": 0.1}, r"unknown recipe field noise\.hi; choose from high, knee, path"),
+    ({"noise.hi": 0.1}, r"unknown recipe field noise\.hi; choose from batch, .*noise.high, noise.knee"),
     ({"noise": 1}, "unknown recipe field noise"),
     ({"steps": 5.0}, "recipe field steps is 5.0; it must be of type int"),
     ({"steps": True}, "recipe field steps is True; it must be of type int"),
