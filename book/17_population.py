@@ -498,9 +498,8 @@ lowest dose it goes from {low_dose['before'].mean():.2f} to
 # encoders at $b = 2$, trained to the end from other first weights.
 
 # %%
-CHOSEN = [f"{part}, {tokens}" for part in ("side", "axis") for tokens in CARRIERS]
-NAMED = [f"{part}, {LABELS[tokens]}" for part in ("side", "axis")
-         for tokens in CARRIERS]
+NAMED = {f"{part}, {tokens}": f"{part}, {LABELS[tokens]}" for part in ("side", "axis")
+         for tokens in CARRIERS}
 
 def row(text: dict, images: float, shares: list[dict]) -> pd.Series:
     """What an encoder puts on the second shape, and what its model reads."""
@@ -510,18 +509,18 @@ def row(text: dict, images: float, shares: list[dict]) -> pd.Series:
            "thousand pictures": round(images / 1000),
            "relation in the second shape": relation_in(encoded(json.dumps(text))),
            "change by the side": moved}
-    return pd.Series(out | dict(zip(NAMED, (told[name] for name in CHOSEN))))
+    return pd.Series(out | {label: told[name] for name, label in NAMED.items()})
 
-dosed = {run: r for run, r in followed.items() if r["text"]["name"] == "t5-untrained"}
-stop = min(max(point["images"] for point in r["shares"]) for r in dosed.values())
+dosed = [r for r in followed.values() if r["text"]["name"] == "t5-untrained"]
+stop = min(max(point["images"] for point in r["shares"]) for r in dosed)
 lower = [row(r["text"], stop, [one for one in r["shares"] if one["images"] == stop])
-         for r in dosed.values()]
+         for r in dosed]
 full_dose = [row(r["text"], logged[run][-1]["images"], r["shares"])
              for run, r in record.items() if r["text"]["name"] == "t5-untrained"]
 response = pd.DataFrame(lower + full_dose)
 response = response.astype({"encoder": int, "thousand pictures": int})
 response = response.set_index(["b", "encoder"]).sort_index()
-turned = sorted({r["text"]["options"]["seed"] for r in dosed.values()})
+turned = sorted({r["text"]["options"]["seed"] for r in dosed})
 by_run = response.loc[pd.IndexSlice[:, turned], :]
 by_run.round(3)
 

@@ -97,8 +97,9 @@ def test_the_commands_write_maps_and_check_a_pipeline(folder, tmp_path, capsys, 
     line = ["heatmap", "--model", str(folder), "--prompt", PROMPT, "--word", "above", "--out", str(out)]
     assert main([*line, "--heads", "L1H0", "L2H1"]) == 0
     assert np.load(out / "maps.npy").shape == (2, 16, 16)
-    assert main([*line, "--heads", "all"]) == 0
-    assert np.load(out / "maps.npy").shape == (6, 16, 16)
+    for every in ([], ["--heads", "all"]):
+        assert main([*line, *every]) == 0
+        assert np.load(out / "maps.npy").shape == (6, 16, 16)
     assert Image.open(out / "overlay.png").size == Image.open(out / "picture.png").size == (256, 256)
     assert (out / "heads.png").stat().st_size > 5_000
     assert main([*line[:6], "below"]) == 2 and "word 'below' has no token" in capsys.readouterr().err

@@ -24,6 +24,11 @@ def collected() -> list[str]:
     return sorted([p.relative_to(WORKFLOW).as_posix() for p in folders] + packed)
 
 
+def collection_of(name: str | Path) -> list[str]:
+    """COLLECTION/NAME of every model in the collection that a name points into; else none."""
+    return [known for known in collected() if known.startswith(f"{Path(name).parent}/")]
+
+
 def packed_entry(name: str | Path) -> dict[str, Any] | None:
     """The entry of a packed model COLLECTION/NAME; None if there is no such model."""
     collection, _, own = str(name).rpartition("/")

@@ -22,7 +22,7 @@ from ..files import recover_folder, replacing_folder
 from ..memory import keep_freed_memory
 from ..text.encoders import complete_record, load_encoder
 from ..text.identity import tensors_hash
-from .collections import WORKFLOW, collected, packed_entry, packed_weights
+from .collections import WORKFLOW, collected, collection_of, packed_entry, packed_weights
 from .manifest import check_replaced, read_record, verify, write_manifest
 from .noise import Noise
 from .pipeline import Model
@@ -48,9 +48,8 @@ def find_model(name: str | Path) -> Path:
             return folder
     if entry := packed_entry(name):
         return _unpacked(str(name), entry)
-    of_its_own = [n for n in collected() if n.startswith(f"{Path(name).parent}/")]
-    if of_its_own:
-        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(of_its_own)}")
+    if beside := collection_of(name):
+        raise ValueError(f"no model {str(name)!r}; choose from {', '.join(beside)}")
     more = "; `spatial-circuits models` lists others" if collected() else ""
     raise ValueError(f"no model {str(name)!r}; choose from {', '.join(names()) or 'none'} "
                      f"or give a model's folder{more}")
@@ -120,7 +119,7 @@ def is_pipeline(name: str | Path) -> bool:
     try:
         find_model(name)
     except ValueError:
-        return not any(n.startswith(f"{Path(name).parent}/") for n in collected())
+        return not collection_of(name)
     return False
 
 

@@ -63,20 +63,17 @@ def override_recipe(recipe: Recipe, changes: dict) -> Recipe:
 
     Raises ValueError for an unknown field or a value of another type, naming both.
     """
+    known = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "noise"}
+    known |= {f"noise.{f.name}": getattr(recipe.noise, f.name) for f in fields(recipe.noise)}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"unknown recipe field {name}; choose from {', '.join(sorted(known))}")
+        wanted = type(known[name])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ValueError(f"recipe field {name} is {value!r}; "
+                             f"it must be of type {wanted.__name__}")
     noise = {k[6:]: v for k, v in changes.items() if k.startswith("noise.")}
     plain = {k: v for k, v in changes.items() if not k.startswith("noise.")}
-    allowed = [f.name for f in fields(recipe) if f.name != "noise"]
-    allowed += [f"noise.{f.name}" for f in fields(recipe.noise)]
-    for target, given, prefix in ((recipe.noise, noise, "noise."), (recipe, plain, "")):
-        known = {f.name: getattr(target, f.name) for f in fields(target) if f.name != "noise"}
-        for name, value in given.items():
-            if name not in known:
-                raise ValueError(f"unknown recipe field {prefix}{name}; "
-                                 f"choose from {', '.join(sorted(allowed))}")
-            wanted = type(known[name])
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise ValueError(f"recipe field {prefix}{name} is {value!r}; "
-                                 f"it must be of type {wanted.__name__}")
     check_recipe(recipe := replace(recipe, noise=replace(recipe.noise, **noise), **plain))
     return recipe
 
