@@ -65,7 +65,7 @@ def test_modules_are_small_and_their_lines_fit():
 
 def test_the_library_does_not_grow_unseen():
     """Lines of code: a reader pays for these; docstrings, comments and blank lines help him."""
-    assert sum(map(code_lines, architecture.LIBRARY.rglob("*.py"))) <= 12_731
+    assert sum(map(code_lines, architecture.LIBRARY.rglob("*.py"))) <= 12_729
 
 
 def code_lines(path: Path) -> int:
